@@ -1,0 +1,40 @@
+# make repro: everything, from a bare machine to the report. make test: the tests. `make setup` is implied by both.
+PYTHON ?= python3
+BIN := .venv/bin
+# An unwritable cache or an activated environment elsewhere must not leak in; stages need the environment's `python` first.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/.venv
+unexport PYTHONPATH PYTHONHOME
+# uv does not read pip's settings: hand over where local wheels lie, if anywhere.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+
+.PHONY: setup repro test lint bench lock clean
+
+setup: $(BIN)/.installed
+
+$(BIN)/.installed: requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + ": try make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -r requirements.txt -c constraints.txt
+	touch $@
+
+repro: setup
+	dvc repro
+	@python -m stages.report --table
+
+test: setup
+	python -m pytest
+
+lint: setup
+	ruff check .
+	ruff format --check .
+
+bench: setup
+	python -m benchmarks.run
+
+lock: setup  # renew constraints.txt from requirements.txt
+	env -u UV_FIND_LINKS uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --no-header requirements.txt -o constraints.txt
+
+clean:  # what a run leaves, not what git holds; DVC's cache stays, so that `make repro` restores what was trained
+	rm -rf data models samples features report runs dvc_plots .pytest_cache .ruff_cache

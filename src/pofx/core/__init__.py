@@ -1,0 +1,1 @@
+"""core: everything that training numbers depend on."""

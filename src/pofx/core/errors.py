@@ -1,0 +1,5 @@
+"""The one error that a user is meant to read."""
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line that names the cause and the mend; stages print it and exit 1."""

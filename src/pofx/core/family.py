@@ -1,0 +1,85 @@
+"""What every family of generative models is, and how one is found, built, saved and loaded.
+
+A family is one file in `pofx/families/` with three names: `Config` and `Sample` (frozen dataclasses: how to train, how
+to draw) and `Model`. Families are found by file name, so that an edit of one cannot touch another.
+"""
+
+import abc
+import dataclasses
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from pofx.core import config, files
+from pofx.core.errors import UserError
+from pofx.core.rng import Noise
+
+Terms = dict[str, Tensor]  # "loss": (B,); every other entry (B,) or (), logged only; "alarm": () bool, stops the run
+
+
+class Family(nn.Module, abc.ABC):
+    """A generative model of images in [-1, 1].
+
+    State that must survive a restart is a parameter or a persistent buffer; what the config determines is a
+    non-persistent buffer. A family touches no files, devices or autocast, and changes its buffers only in train mode.
+    """
+
+    net: nn.Module  # what may be compiled, and whose calls are counted as function evaluations (NFE)
+    alarm: str = ""  # what it means, and what to do, when forward returns a true "alarm"
+
+    @abc.abstractmethod
+    def forward(self, x: Float[Tensor, "b 3 32 32"]) -> Terms:
+        """The loss for every image, and whatever is worth a curve. In eval mode also "bpd" (B,) where it exists."""
+
+    @abc.abstractmethod
+    def sample(self, noise: Noise, cfg: Any) -> Float[Tensor, "n 3 32 32"]:
+        """len(noise) images, all randomness from `noise`. Called under no_grad, never inference_mode."""
+
+
+def module(name: str) -> ModuleType:
+    """The file of the family `name`."""
+    if name not in config.family_names():
+        raise UserError(f"no family is called {name!r}: the families are {', '.join(config.family_names())}")
+    return importlib.import_module(f"pofx.families.{name}")
+
+
+def save_model(folder: Path, name: str, cfg: Any, model: Family, provenance: dict[str, Any]) -> None:
+    """Write `folder`/model.safetensors and model.json: all that sampling needs."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    with files.atomic(Path(folder) / "model.safetensors") as file:
+        file.write(save(tensors))
+    files.write_json(
+        Path(folder) / "model.json", {"family": name, "config": dataclasses.asdict(cfg), "provenance": provenance}
+    )
+
+
+def load(folder: Path, device: torch.device | str = "cpu") -> Family:
+    """The model in `folder`, on `device`, in eval mode."""
+    card = files.read_json(Path(folder) / "model.json")
+    family = module(card["family"])
+    model = family.Model(config.build(family.Config, card["config"], f"{folder}/model.json"))
+    model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    return model.to(device).eval()
+
+
+@contextmanager
+def counted(net: nn.Module) -> Iterator[list[int]]:
+    """Count the calls of `net` in the block: the one-element list holds the number of evaluations."""
+    calls = [0]
+
+    def hook(*_):
+        calls[0] += 1
+
+    handle = net.register_forward_pre_hook(hook)
+    try:
+        yield calls
+    finally:
+        handle.remove()

@@ -1,0 +1,60 @@
+"""Files that are whole or not there: written beside, flushed to the disk, renamed."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+
+import numpy as np
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the name `path` only when the block ends without an error; nothing is left otherwise."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_csv(path: Path, rows: list[dict[str, int | float]]) -> None:
+    """One line a dict, the keys of the first as the header; integers in full, the rest to six digits."""
+    lines = [",".join(rows[0])] + [",".join(_short(row[k]) for k in rows[0]) for row in rows]
+    with atomic(path) as file:
+        file.write(("\n".join(lines) + "\n").encode())
+
+
+def _short(number: int | float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:.6g}"
+
+
+def write_json(path: Path, tree: Any) -> None:
+    with atomic(path) as file:
+        file.write((json.dumps(tree, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(Path(path).read_text())
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    with atomic(path) as file:
+        # By way of write(): ndarray.tofile, which np.save takes on real files, hides the errno of a full disk.
+        np.save(SimpleNamespace(write=file.write), array, allow_pickle=False)
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,167 @@
+"""The one training loop. What differs between families is in their loss and sampler, never here."""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from pofx.core.data import Pool
+from pofx.core.ema import Ema
+from pofx.core.errors import UserError
+from pofx.core.family import Family
+from pofx.core.progress import Bar
+from pofx.core.rng import fold
+from pofx.core.state import Slot
+
+
+@dataclass(frozen=True)
+class Train:
+    """How to train; durations are counted in images, so that they survive a change of batch size."""
+
+    images: int  # budget
+    batch: int
+    lr: float
+    warmup: int  # images of linear ramp
+    decay: Literal["constant", "cosine"]
+    betas: tuple[float, ...]
+    weight_decay: float
+    clip: float  # largest norm of the gradient
+    ema_half_life: int  # images; 0: no averaging
+    flip: bool
+    precision: Literal["fp32", "bf16"]
+    channels_last: bool
+    compile: bool
+    rows: int  # of the curve, the number of host syncs of the run
+    save_seconds: float  # between saves of the resumable state
+    preview_rows: int  # a sample grid every so many rows of the curve; 0: none
+
+
+class Stopped(Exception):
+    """Training was asked to stop; its state is saved."""
+
+
+def lr_at(cfg: Train, seen: int) -> float:
+    """Learning rate as a function of the images seen: linear ramp, then constant or a half cosine down to zero."""
+    ramp = min(1.0, (seen + cfg.batch) / cfg.warmup) if cfg.warmup else 1.0
+    fall = 1.0
+    if cfg.decay == "cosine":
+        done = max(0, seen - cfg.warmup) / max(1, cfg.images - cfg.warmup)
+        fall = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return cfg.lr * ramp * fall
+
+
+def train(
+    model: Family,
+    pool: Pool,
+    cfg: Train,
+    seed: int,
+    slot: Slot,
+    stop: Callable[[], bool] = lambda: False,
+    preview: Callable[[int], None] = lambda seen: None,
+) -> tuple[list[dict[str, int | float]], float]:
+    """Train `model` in place and leave it with its averaged weights.
+
+    Args:
+        pool: batches as a function of the step, on the model's device.
+        seed: of everything random in training.
+        slot: where the state is saved, and resumed from if it holds one.
+        stop: asked after every row of the curve; true saves and raises Stopped.
+        preview: called outside the step, with the averaged weights in the model and the images seen.
+
+    Returns:
+        The curve (one dict a row: images, loss, the family's terms, grad_norm, lr) and the seconds of training.
+
+    Raises:
+        Stopped: `stop` asked for it; the state is saved.
+        UserError: a gradient or loss was not finite, or the family's alarm went off; the last good state is kept.
+    """
+    device = next(model.parameters()).device
+    if cfg.channels_last:
+        model.to(memory_format=torch.channels_last)
+    params = [p for p in model.parameters() if p.requires_grad]
+    opt = torch.optim.Adam(params, lr=cfg.lr, betas=cfg.betas[:2], weight_decay=cfg.weight_decay, fused=True)
+    ema = Ema(model, cfg.ema_half_life)
+    if cfg.compile:
+        model.net.compile()
+
+    steps = cfg.images // cfg.batch
+    every = max(1, steps // cfg.rows)
+    start, curve, seconds = 0, [], 0.0
+    if (state := slot.load(device)) is not None:
+        model.load_state_dict(state["model"])
+        opt.load_state_dict(state["opt"])
+        ema.load_state_dict(state["ema"])
+        start, curve, seconds = state["step"], state["curve"], state["seconds"]
+    where = f"from {start * cfg.batch:,} of {steps * cfg.batch:,} images" if start else "from the beginning"
+    print(f"train {where} (state in {slot.folder})", file=sys.stderr)
+
+    def save(step: int) -> None:
+        slot.save({"model": model.state_dict(), "opt": opt.state_dict(), "ema": ema.state_dict(),
+                   "step": step, "curve": curve, "seconds": seconds + time.monotonic() - began})  # fmt: skip
+
+    model.train()
+    sums: dict[str, torch.Tensor] = {}
+    began = saved = time.monotonic()
+    bar = Bar(total=steps * cfg.batch, initial=start * cfg.batch, unit="img", unit_scale=True, desc="train")
+    for step in range(start, steps):
+        torch.manual_seed(fold(seed, step))
+        seen = step * cfg.batch
+        for group in opt.param_groups:
+            group["lr"] = lr_at(cfg, seen)
+        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+            terms = model(pool(step))
+        terms["loss"].mean().backward()
+        norm = clip_grad_norm_(params, cfg.clip)
+        opt.step()
+        opt.zero_grad(set_to_none=True)
+        ema.update(seen=seen + cfg.batch, batch=cfg.batch)
+
+        for key, value in (terms | {"grad_norm": norm}).items():  # on the device: no sync until the row is full
+            value = value.detach().float().mean()
+            sums[key] = sums[key] + value if key in sums else value
+        bar.update(cfg.batch)
+        if (step + 1) % every and step + 1 < steps:
+            continue
+        row = _row(sums, 1 + step % every, seen + cfg.batch, lr_at(cfg, seen), model.alarm, slot)
+        curve.append(row)
+        sums = {}
+        bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
+        stopping = stop()
+        if stopping or time.monotonic() - saved > cfg.save_seconds or step + 1 == steps:
+            save(step + 1)
+            saved = time.monotonic()
+        if stopping and step + 1 < steps:
+            bar.close()
+            raise Stopped(
+                f"stopped at {seen + cfg.batch:,} of {steps * cfg.batch:,} images, state saved in {slot.folder}"
+            )
+        if cfg.preview_rows and len(curve) % cfg.preview_rows == 0:
+            with ema.swapped(), torch.no_grad():
+                model.eval()
+                preview(seen + cfg.batch)
+                model.train()
+    bar.close()
+    seconds += time.monotonic() - began
+    ema.swap()
+    model.eval()
+    return curve, seconds
+
+
+def _row(sums: dict[str, Any], steps: int, seen: int, lr: float, alarm: str, slot: Slot) -> dict[str, int | float]:
+    """Means over the interval, after the checks that end a diverging run before its state is saved."""
+    keys = list(sums)
+    means = dict(zip(keys, (torch.stack([sums[k] for k in keys]) / steps).tolist(), strict=True))
+    kept = f"the last good state is kept in {slot.folder}"
+    if means.pop("alarm", 0.0) > 0:
+        raise UserError(f"stopped at {seen:,} images: {alarm}; {kept}")
+    bad = [k for k, v in means.items() if not math.isfinite(v)]
+    if bad:
+        raise UserError(
+            f"diverged before {seen:,} images: {', '.join(bad)} not finite; lower train.lr or train.clip; {kept}"
+        )
+    return {"images": seen} | means | {"lr": lr}

@@ -1,0 +1,51 @@
+"""The machine a run is on: which device, how it is set up, what it is called; and when it is asked to stop."""
+
+import platform
+import signal
+import time
+from pathlib import Path
+
+import torch
+
+
+def device() -> torch.device:
+    """The device to compute on, set up for speed: the first GPU if there is one."""
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # TF32 for what is not bf16
+        torch.backends.cudnn.benchmark = True  # shapes are fixed
+        return torch.device("cuda")
+    torch.set_flush_denormal(True)  # tiny activations would otherwise take the CPU's slow path
+    return torch.device("cpu")
+
+
+def name(device: torch.device) -> str:
+    """What to print beside a timing: the GPU's name, or the processor's and the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{cpu or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+class StopRequest:
+    """True once SIGTERM or Ctrl-C arrived or the minutes are over. A second Ctrl-C ends the process at once.
+
+    Attributes:
+        code: the exit code that says why: 75 (try again) for the time limit, 128 + the signal's number.
+    """
+
+    def __init__(self, minutes: float | None = None):
+        self.code = 0
+        self._deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def __call__(self) -> bool:
+        if time.monotonic() > self._deadline:
+            self.code = 75
+        return self.code != 0
+
+    def _on_signal(self, number: int, frame) -> None:
+        self.code = 128 + number
+        signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,22 @@
+"""A tqdm bar on a terminal; one line every 15 s elsewhere (a log, a CI run, a DVC queue)."""
+
+import sys
+
+from tqdm import tqdm
+
+
+class Bar(tqdm):
+    """tqdm with one line per interval where there is no terminal. Arguments are tqdm's."""
+
+    def __init__(self, *args, **kwargs):
+        self._tty = sys.stderr.isatty()
+        every = 0.5 if self._tty else 15.0
+        super().__init__(
+            *args, **{"mininterval": every, "dynamic_ncols": True, "smoothing": 0.1, "miniters": 1, **kwargs}
+        )
+
+    def display(self, msg=None, pos=None):
+        if self._tty:
+            return super().display(msg, pos)
+        print(msg if msg is not None else str(self), file=sys.stderr, flush=True)
+        return True

@@ -1,0 +1,1 @@
+"""data: where the images come from."""

@@ -1,0 +1,170 @@
+"""CIFAR-10's binary layout, which both data sets use, and what is computed from the images once.
+
+A file is a row of records of 3,073 bytes: the label, then 32x32 pixels of red, of green, of blue, row by row
+(https://www.cs.toronto.edu/~kriz/cifar.html). No header, so the size must be a multiple of 3,073.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64, Int64, UInt8
+
+from pofx.core.errors import UserError
+from pofx.core.files import read_json
+
+RECORD = 1 + 3 * 32 * 32  # bytes
+TRAIN, TEST, NAMES, META = (
+    [f"data_batch_{i}.bin" for i in range(1, 6)],
+    ["test_batch.bin"],
+    "batches.meta.txt",
+    "meta.json",
+)
+FILES = {"train": TRAIN, "test": TEST}
+CHANNELS = ("red", "green", "blue")
+CIFAR10_MEAN, CIFAR10_STD = (
+    (0.4914, 0.4822, 0.4465),
+    (0.2470, 0.2435, 0.2616),
+)  # of the 50,000 training images, on [0,1]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    n_train: int | None
+    n_test: int | None
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set in memory; the dictionaries' keys are "train" and "test".
+
+    Attributes:
+        images: uint8 (N, 3, 32, 32).
+        labels: int64 (N,), indices into `classes`.
+        factors: float32 (N, F), columns named by `factor_names`; empty where the data set has none.
+    """
+
+    name: str
+    images: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+    classes: list[str]
+    factors: dict[str, np.ndarray]
+    factor_names: list[str]
+
+
+def write_batch(path: Path, images: UInt8[np.ndarray, "n 3 32 32"], labels: UInt8[np.ndarray, " n"]) -> None:
+    # Not ndarray.tofile: its OSError on a full disk has no errno.
+    path.write_bytes(np.concatenate([labels[:, None], images.reshape(len(images), -1)], axis=1).tobytes())
+
+
+def read_batch(
+    path: Path, records: int, classes: int
+) -> tuple[UInt8[np.ndarray, "n 3 32 32"], UInt8[np.ndarray, " n"]]:
+    """Images and labels of one file.
+
+    Args:
+        path: the file.
+        records: how many it should hold.
+        classes: labels should be below this.
+
+    Raises:
+        UserError: the file is missing, has another size or holds another label.
+    """
+    again = "remove the folder and run `dvc repro download` again"
+    try:
+        data = np.frombuffer(path.read_bytes(), np.uint8)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {again}") from None
+    if data.size != records * RECORD:
+        raise UserError(f"{path} has {data.size} bytes, should be {records} records of {RECORD}: {again}")
+    data = data.reshape(records, RECORD)
+    if data[:, 0].max(initial=0) >= classes:
+        raise UserError(f"{path} has a label {data[:, 0].max()}, should be below {classes}: {again}")
+    return data[:, 1:].reshape(-1, 3, 32, 32), data[:, 0]
+
+
+def read(folder: Path) -> Images:
+    """The data set in a folder that `fetch.build` made; every file is checked against the counts in its meta.json."""
+    if not (folder / META).exists():
+        raise UserError(f"{folder / META} is missing: run `dvc repro download`")
+    meta = read_json(folder / META)
+    classes = (folder / NAMES).read_text().split()
+    images, labels = {}, {}
+    for split, files in FILES.items():
+        batches = [read_batch(folder / file, meta["records"][file], len(classes)) for file in files]
+        images[split] = np.concatenate([x for x, _ in batches])
+        labels[split] = np.concatenate([y for _, y in batches]).astype(np.int64)
+    factors, names = {}, []
+    if (folder / "factors.npz").exists():
+        with np.load(folder / "factors.npz") as file:
+            factors, names = {split: file[split] for split in FILES}, file["names"].tolist()
+    return Images(meta["name"], images, labels, classes, factors, names)
+
+
+def take(data: Images, sizes: Preprocess) -> Images:
+    """The subset that `preprocess` asks for."""
+    rows = {
+        split: subset(len(data.labels[split]), getattr(sizes, f"n_{split}"), f"preprocess.n_{split}") for split in FILES
+    }
+
+    def pick(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {split: array[rows[split]] for split, array in arrays.items()}
+
+    return Images(data.name, pick(data.images), pick(data.labels), data.classes, pick(data.factors), data.factor_names)
+
+
+def subset(available: int, n: int | None, where: str) -> Int64[np.ndarray, " n"]:
+    """Indices of the images to keep: all in file order, or the first `n` of one fixed shuffle.
+
+    The shuffle does not depend on the parameter `seed`, so that runs with other seeds learn from the same images, and a
+    small subset lies within a larger one.
+    """
+    if n is None:
+        return np.arange(available)
+    if not 1 <= n <= available:
+        raise UserError(f"{where} = {n} should be between 1 and {available}, or null for all")
+    return np.random.default_rng(0).permutation(available)[:n]
+
+
+def histogram(images: UInt8[np.ndarray, "n 3 h w"]) -> Int64[np.ndarray, "3 256"]:
+    """How often each byte occurs in each channel."""
+    counts = np.zeros((3, 256), np.int64)
+    for start in range(0, len(images), 1000):  # bincount makes int64 of its input: in blocks, to save memory
+        for c in range(3):
+            counts[c] += np.bincount(images[start : start + 1000, c].reshape(-1), minlength=256)
+    return counts
+
+
+def moments(counts: Int64[np.ndarray, "3 256"]) -> tuple[Float64[np.ndarray, "3"], Float64[np.ndarray, "3"]]:
+    """Mean and standard deviation of each channel on [0, 1], exact, from `histogram`."""
+    levels, share = np.arange(256) / 255, counts / counts.sum(axis=1, keepdims=True)
+    mean = share @ levels
+    return mean, np.sqrt((share * (levels - mean[:, None]) ** 2).sum(axis=1))
+
+
+def summary(data: Images) -> dict:
+    """What metrics/data.json holds: the name, counts, and the training images' channel statistics on [0, 1].
+
+    Raises:
+        UserError: these are all the training images of CIFAR-10 but not with its statistics.
+    """
+    mean, std = moments(histogram(data.images["train"]))
+    if data.name == "cifar10" and len(data.images["train"]) == 50_000:
+        check_cifar10(mean, std)
+    return {
+        "name": data.name,
+        "images": {split: len(x) for split, x in data.images.items()},
+        "classes": len(data.classes),
+        "mean": dict(zip(CHANNELS, mean.round(6).tolist(), strict=True)),
+        "std": dict(zip(CHANNELS, std.round(6).tolist(), strict=True)),
+    }
+
+
+def check_cifar10(mean: Float64[np.ndarray, "3"], std: Float64[np.ndarray, "3"]) -> None:
+    """Raises UserError unless these are the known statistics (four decimals) of CIFAR-10's training images."""
+    for what, got, known in (("mean", mean, CIFAR10_MEAN), ("standard deviation", std, CIFAR10_STD)):
+        if np.abs(got - known).max() > 1e-4:
+            raise UserError(
+                f"the training images are not CIFAR-10: {what} {got.round(4).tolist()}, should be {list(known)}: "
+                "correct data.url and data.sha256, and run `dvc repro` again"
+            )

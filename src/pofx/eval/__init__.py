@@ -1,0 +1,1 @@
+"""eval: everything that only reported numbers depend on."""

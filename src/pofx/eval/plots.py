@@ -1,0 +1,135 @@
+"""The report's figures, as PNG files. Transparent, in mid-grey and colours that read on white and on black alike."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+
+INK, GRID = "#808890", "#80889033"
+COLOURS = (
+    "#4c8dd6",
+    "#e0843a",
+    "#3aa676",
+    "#b36bd1",
+    "#d65a6f",
+    "#8c8f2e",
+    "#2ea6b8",
+    "#a0714f",
+)  # by place in `models`
+STYLE = {"length": 3, "labelsize": 8, "colors": INK}
+NOT_TERMS = ("images", "loss", "grad_norm", "lr", "alarm")
+
+
+def colour(i: int) -> str:
+    return COLOURS[i % len(COLOURS)]
+
+
+def short(value: float) -> str:
+    """Three significant digits, or whole numbers from 100 on; never an exponent for the sizes met here."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def curve(frame: pd.DataFrame, path: Path, tint: str) -> None:
+    """Loss, the family's other terms and the gradient's norm against the training images seen, a panel each.
+
+    Args:
+        frame: columns images, loss, terms..., grad_norm, lr.
+    """
+    names = ["loss", *(c for c in frame.columns if c not in NOT_TERMS), *(c for c in ("grad_norm",) if c in frame)]
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(3.4 * columns, 2.2 * rows), layout="constrained")
+    for i, name in enumerate(names):
+        ax = _dress(figure.add_subplot(rows, columns, i + 1), name.replace("_", " "))
+        values = frame[name].to_numpy(float)
+        ax.plot(
+            frame["images"], values, color=tint if name == "loss" else INK, linewidth=1.8 if name == "loss" else 1.3
+        )
+        ax.yaxis.get_major_formatter().set_useOffset(False)
+        _zoom(ax, values)
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        if i >= len(names) - columns:
+            ax.set_xlabel("training images seen", color=INK, fontsize=8)
+    _save(figure, path)
+
+
+def bars(table: pd.DataFrame, keys: tuple[str, str, str], tints: dict[str, str], path: Path) -> None:
+    """Frechet distance and KID (with its spread over subsets) of every family, best first; a dashed line is the floor.
+
+    Args:
+        table: a row each for "floor" and the families, columns `keys` (distance, KID, KID's standard deviation).
+    """
+    order = table.drop(index="floor").sort_values(keys[0], ascending=False).index
+    figure = Figure(figsize=(9, 0.9 + 0.42 * len(order)), layout="constrained")
+    for i, (key, title) in enumerate(((keys[0], "Frechet distance"), (keys[1], "KID, mean and spread"))):
+        floor = table.at["floor", key]
+        ax = _dress(figure.add_subplot(1, 2, i + 1), f"{title}, smaller is better; dashed: floor {short(floor)}")
+        error = table.loc[order, keys[2]] if i else None
+        ax.barh(
+            order, table.loc[order, key], height=0.6, color=[tints[f] for f in order], xerr=error, ecolor=INK, capsize=3
+        )
+        reach = (table.loc[order, key] + (error if i else 0)).max()
+        for y, value in enumerate(table.loc[order, key]):
+            at = value + (error.iloc[y] if i else 0)
+            ax.annotate(short(value), (at, y), (4, 0), textcoords="offset points", va="center", color=INK, fontsize=8)
+        ax.axvline(floor, color=INK, linestyle="--", linewidth=1)
+        ax.set_xlim(min(0, 1.5 * floor), 1.18 * max(reach, floor))
+        ax.tick_params(axis="y", length=0, labelsize=9)
+        ax.grid(axis="y", visible=False)
+    _save(figure, path)
+
+
+def cost(table: pd.DataFrame, key: str, tints: dict[str, str], path: Path) -> None:
+    """Frechet distance against its cost: seconds of training, and seconds to draw 1,000 images (both on log axes)."""
+    figure = Figure(figsize=(9, 3.1), layout="constrained")
+    families = table.drop(index="floor")
+    panels = (("train_seconds", "seconds of training"), ("sample_seconds_per_1000", "seconds per 1,000 images drawn"))
+    for i, (column, label) in enumerate(panels):
+        ax = _dress(figure.add_subplot(1, 2, i + 1), "" if i else "Frechet distance, smaller is better; dashed: floor")
+        ax.set_xscale("log")
+        seconds = families[column].clip(lower=0.01)  # a very short run may have been rounded to nothing
+        for f, x in seconds.items():
+            ax.scatter(x, families.at[f, key], s=55, color=tints[f], zorder=3)
+            ax.annotate(f, (x, families.at[f, key]), (7, 5), textcoords="offset points", color=tints[f], fontsize=9)
+        ax.axhline(table.at["floor", key], color=INK, linestyle="--", linewidth=1)
+        ax.set_ylim(0, 1.15 * families[key].max())
+        low, high = seconds.min(), seconds.max()
+        ax.set_xlim(low / 2, high * 3)  # room for the names
+        ax.set_xlabel(label, color=INK, fontsize=8)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:,g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    _save(figure, path)
+
+
+def _dress(ax: Axes, title: str) -> Axes:
+    ax.set_title(title, color=INK, fontsize=9, loc="left")
+    ax.tick_params(**STYLE, which="both")
+    ax.grid(color=GRID, linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.set_facecolor("none")
+    for side, spine in ax.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(INK)
+    return ax
+
+
+def _zoom(ax: Axes, values: np.ndarray) -> None:
+    """The first rows of a curve are often orders of magnitude off: a log axis if possible, else leave them out."""
+    values = values[np.isfinite(values)]
+    if len(values) < 10:
+        return
+    low, high = np.quantile(values, [0, 0.95])
+    if values.min() > 0 and values.max() > 20 * values.min():
+        ax.set_yscale("log")
+    elif values.max() > high + 2 * (high - low) > low:
+        ax.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, transparent=True, metadata={"Software": None})

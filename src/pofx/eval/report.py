@@ -1,0 +1,249 @@
+"""The comparison of all families: one table, one self-contained page, a few figures."""
+
+import base64
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from pofx.core.errors import UserError
+from pofx.core.files import atomic, read_json
+from pofx.eval import plots
+
+Metrics = dict[str, dict[str, Any]]  # metric -> family (or "floor") -> value
+BLANK = "\N{EN DASH}"
+SUMMARY = ("bpd", "train_seconds")  # besides the distances
+PAPERS = pd.DataFrame(
+    [
+        ("NCSN", "25.32", "", "Song and Ermon 2019, arXiv:1907.05600"),
+        ("IGEBM", "40.6", "", "Du and Mordatch 2019, arXiv:1903.08689"),
+        ("DDPM", "3.17", "at most 3.75", "Ho et al. 2020, arXiv:2006.11239"),
+        ("VQ-VAE", "", "4.67", "van den Oord et al. 2017, arXiv:1711.00937"),
+        ("NVAE", "", "2.91", "Vahdat and Kautz 2020, arXiv:2007.03898"),
+        ("full-covariance Gaussian", "", "4.77", "no paper: fitted to training images, measured on test"),
+    ],
+    columns=["model", "Inception-FID", "bits/dim", "source"],
+)
+
+
+def text(value: float) -> str:
+    """A number for a table: short, and an en dash where there is none."""
+    if math.isnan(value):
+        return BLANK
+    return plots.short(value) if abs(value) >= 0.001 or value == 0 else f"{value:.4f}"
+
+
+def between(value: float, error: float) -> str:
+    """value ± error, to two digits of the error."""
+    if math.isnan(value):
+        return BLANK
+    digits = min(6, max(0, 1 - math.floor(math.log10(error)))) if error > 0 else 4
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def count(value: float) -> str:
+    """A whole number with a unit: 950, 68.2k, 1.25M."""
+    if math.isnan(value):
+        return BLANK
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * size:  # what rounds to 1,000k is 1M
+            return plots.short(value / size) + unit
+    return f"{value:.0f}"
+
+
+def clock(seconds: float) -> str:
+    """A duration: 45 s, 3 min 20 s, 2 h 05 min."""
+    if math.isnan(seconds):
+        return BLANK
+    if (s := round(seconds)) < 60:
+        return f"{seconds:.3g} s"
+    return f"{s // 60} min {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} min"
+
+
+COLUMNS = (  # of the leaderboard, after distances and bits/dim: heading, metric, format
+    ("test loss", "test_loss", text),
+    ("parameters", "parameters", count),
+    ("images seen", "images_seen", count),
+    ("training", "train_seconds", clock),
+    ("training img/s", "train_images_per_second", text),
+    ("s per 1,000 samples", "sample_seconds_per_1000", text),
+    ("NFE", "nfe", count),
+)
+
+
+@dataclass(frozen=True)
+class Material:
+    models: tuple[str, ...]
+    metrics: Metrics
+    data: dict[str, Any]  # metrics/data.json
+    curves: dict[str, Path]  # CSV of every family
+    samples: dict[str, Path]  # PNG of every family
+    exploration: list[Path]  # PNGs
+
+
+def read(models: tuple[str, ...], folder: Path) -> Metrics:
+    """All that a run measured, from its folder of metrics.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    parts = ("train/{}", "time/train_{}", "time/sample_{}", "fid/{}")
+    names = ["reference", *(part.format(f) for f in models for part in parts)]
+    try:
+        return merge(read_json(folder / f"{name}.json") for name in names)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing: run `dvc repro` first") from None
+
+
+def merge(trees: Iterable[Metrics]) -> Metrics:
+    """Metric files as one; every value stands in one file.
+
+    Raises:
+        ValueError: two files give the same metric of the same family.
+    """
+    out: Metrics = {}
+    for tree in trees:
+        for key, row in tree.items():
+            if both := out.setdefault(key, {}).keys() & row.keys():
+                raise ValueError(f"metric {key} of {', '.join(both)} stands in two files")
+            out[key] |= row
+    return out
+
+
+def distance_keys(metrics: Metrics) -> tuple[str, str, str]:
+    """Names of Frechet distance, KID and KID's spread: they tell the extractor (`fid` is Inception alone)."""
+    return tuple(metrics["protocol"]["floor"]["keys"])
+
+
+def table(models: tuple[str, ...], metrics: Metrics) -> pd.DataFrame:
+    """One row for the floor and each family, one column for each metric; NaN where a family has none (honest blanks).
+
+    Raises:
+        UserError: there is no family to compare.
+    """
+    if not models:
+        raise UserError("models is empty: name at least one family")
+    plain = {key: row for key, row in metrics.items() if not any(isinstance(v, dict) for v in row.values())}
+    return pd.DataFrame(plain, index=["floor", *models])
+
+
+def leaderboard(models: tuple[str, ...], metrics: Metrics) -> pd.DataFrame:
+    """The table as text, floor first, then the families by their Frechet distance."""
+    fd, kid, spread = distance_keys(metrics)
+    rows = table(models, metrics)
+    rows = pd.concat([rows.loc[["floor"]], rows.drop(index="floor").sort_values(fd)])
+    rows = rows.reindex(columns=[*rows.columns, *({"bpd", "bpd_stderr"} - set(rows.columns))])
+    return pd.DataFrame(
+        {
+            "model": ["test images (floor)", *rows.index[1:]],
+            fd: rows[fd].map(text),
+            kid: [between(*pair) for pair in zip(rows[kid], rows[spread], strict=True)],
+            "bits/dim": [between(*pair) for pair in zip(rows["bpd"], rows["bpd_stderr"], strict=True)],
+            **{heading: rows[key].map(form) for heading, key, form in COLUMNS},
+            "trained on": rows["device"].fillna(""),
+        },
+        index=rows.index,
+    )
+
+
+def brief(models: tuple[str, ...], metrics: Metrics) -> str:
+    """The columns of the leaderboard that fit a terminal."""
+    fd, kid, _ = distance_keys(metrics)
+    columns = ["model", fd, kid, "bits/dim", "training", "training img/s", "s per 1,000 samples"]
+    return leaderboard(models, metrics)[columns].to_markdown(index=False, tablefmt="simple")
+
+
+def summary(models: tuple[str, ...], metrics: Metrics) -> Metrics:
+    """The dozen numbers that `dvc metrics` shows."""
+    fd, kid, _ = distance_keys(metrics)
+    names = ["floor", *models]
+    picked = {key: {n: metrics[key][n] for n in names if n in metrics.get(key, {})} for key in (fd, kid, *SUMMARY)}
+    return {key: row for key, row in picked.items() if row}
+
+
+def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
+    """Draw the figures into `comparison`, write index.html and report.md into `out`; returns the leaderboard."""
+    rows, tints = table(got.models, got.metrics), {f: plots.colour(i) for i, f in enumerate(got.models)}
+    keys = distance_keys(got.metrics)
+    figures = {"distance": comparison / "distance.png", "cost": comparison / "cost.png"}
+    plots.bars(rows, keys, tints, figures["distance"])
+    plots.cost(rows, keys[0], tints, figures["cost"])
+    curves = {f: comparison / f"curve_{f}.png" for f in got.models}
+    for f, path in curves.items():
+        plots.curve(pd.read_csv(got.curves[f]), path, tints[f])
+
+    board = leaderboard(got.models, got.metrics)
+    order = list(board.index[1:])
+    context = {
+        "data": got.data,
+        "keys": keys,
+        "board": board,
+        "sort_values": _sort_values(rows.loc[board.index], keys),
+        "floor": got.metrics["protocol"]["floor"],
+        "notice": notice(got.metrics),
+        "samples": {f: _uri(got.samples[f]) for f in order},
+        "curves": {f: _uri(curves[f]) for f in order},
+        "figures": {name: _uri(path) for name, path in figures.items()},
+        "exploration": {path.stem.replace("_", " "): _uri(path) for path in got.exploration},
+        "papers": PAPERS,
+        "protocol": {f: got.metrics["protocol"][f] for f in order},
+        "config": {f: json.dumps(got.metrics["config"][f], indent=2) for f in order},
+        "device": got.metrics["device"],
+    }
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    for name, content in (
+        ("index.html", page.get_template("report.html.j2").render(context)),
+        ("report.md", _markdown(got, board)),
+    ):
+        with atomic(out / name) as file:
+            file.write(content.encode())
+    return board
+
+
+def notice(metrics: Metrics) -> str:
+    """What the numbers may be compared with, in one or two sentences."""
+    fd, n = distance_keys(metrics)[0], metrics["protocol"]["floor"]["n"]
+    same = (
+        f"A Frechet distance falls as more images are taken: compare rows of equal N, and with the floor (N = {n:,})."
+    )
+    if fd == "fid":
+        return f"{same} Published FIDs are of 50,000 samples against the whole training set."
+    return f"{same} {fd} lives in another network's features: it is not comparable with published Inception FIDs."
+
+
+def _sort_values(rows: pd.DataFrame, keys: tuple[str, str, str]) -> dict[str, dict[str, Any]]:
+    """What the page sorts by: column of the leaderboard -> family -> value, blanks last."""
+    columns = {k: k for k in keys[:2]} | {"bits/dim": "bpd"} | {heading: key for heading, key, _ in COLUMNS}
+    found = {column: rows[key].fillna(math.inf).to_dict() for column, key in columns.items() if key in rows}
+    return found | {"model": {f: f for f in rows.index}}
+
+
+def protocol(metrics: Metrics, model: str) -> str:
+    """How the numbers of `model` were measured, in one line."""
+    p = metrics["protocol"][model]
+    return (
+        f"N = {p['n']:,}; reference: {p['reference']}; features: {p['extractor']}; KID: mean ± standard deviation over "
+        f"{p['kid_subsets']} subsets of {p['kid_subset_size']:,}."
+    )
+
+
+def _markdown(got: Material, board: pd.DataFrame) -> str:
+    parts = (
+        f"# {', '.join(got.models)} on {got.data['name']}",
+        board.to_markdown(index=False),
+        notice(got.metrics),
+        protocol(got.metrics, got.models[0]),
+        "## Paper, Inception-FID, 50k (CIFAR-10)",
+        PAPERS.to_markdown(index=False, disable_numparse=True),
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _uri(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

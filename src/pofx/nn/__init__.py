@@ -1,0 +1,1 @@
+"""nn: networks: tensors in, tensors out, no losses."""

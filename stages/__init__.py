@@ -1,0 +1,31 @@
+"""Stages: thin mains, the only code that knows a path. Each runs as `python -m stages.NAME` from the repository's root.
+
+Importing this package puts the `src` of its own clone first on the path: DVC runs `--temp` and queued experiments in a
+throw-away clone, and an installed package would make them import another clone's code.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = (
+    Path(os.environ.get("DVC_ROOT", ROOT)) / "runs"
+)  # scratch; the parent repository's own also in a throw-away clone
+sys.path.insert(0, str(ROOT / "src"))
+
+from pofx.core.errors import UserError
+
+
+def run(main: Callable[..., None], *args) -> None:
+    """Call a stage's main; an error that the user can mend is one line on stderr and exit code 1."""
+    try:
+        main(*args)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(f"error: no space left for {error.filename or 'the output'}: free some and run the same command again")

@@ -1,0 +1,22 @@
+"""data/train.npy, data/test.npy, data/labels.npz -> plots/data/*.png: what the images look like."""
+
+from pathlib import Path
+
+import numpy as np
+
+from stages import run  # first: puts src on the path
+
+from pofx.core.progress import Bar
+from pofx.data import explore
+
+
+def main() -> None:
+    images = {split: np.load(f"data/{split}.npy") for split in ("train", "test")}
+    with np.load("data/labels.npz") as file:
+        labels, classes = {split: file[split] for split in images}, file["classes"].tolist()
+    for name, draw in Bar(explore.FIGURES.items(), desc="explore", unit="figure"):
+        explore.save(draw(images, labels, classes), Path(f"plots/data/{name}.png"))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,36 @@
+"""data/{train,test}.npy -> features/{train,test}.npy, metrics/reference.json: the floor, test images against reference.
+
+The reference is the first `fid.n_reference` training images; the floor takes as many test images as are sampled.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from stages import RUNS, run
+from pofx.core import config, files, machine
+from pofx.core.errors import UserError
+from pofx.eval import distances, extractor
+
+
+def main() -> None:
+    cfg, seed = config.section("fid", extractor.Fid), config.value("seed", int)
+    train, test = (np.load(f"data/{split}.npy", mmap_mode="r") for split in ("train", "test"))
+    if cfg.n_reference > len(train):
+        raise UserError(f"fid.n_reference = {cfg.n_reference} exceeds the {len(train)} training images: lower it")
+    n = min(config.value("sample.n", int), len(test))
+    distances.check_subset(cfg.kid_subset_size, n, cfg.n_reference)
+
+    net = extractor.build(cfg, RUNS / "weights", RUNS.parent, machine.device())
+    reference = net.features(train[: cfg.n_reference], cfg.batch, "train")
+    floor = net.features(test[:n], cfg.batch, "test")
+    row = distances.compare(floor, reference, net.keys, cfg.kid_subsets, cfg.kid_subset_size, seed)
+    row["protocol"] = {"n": n, "reference": f"train, {cfg.n_reference:,} images", "keys": net.keys}
+
+    files.write_npy(Path("features/train.npy"), reference)
+    files.write_npy(Path("features/test.npy"), floor)
+    files.write_json(Path("metrics/reference.json"), {key: {"floor": value} for key, value in row.items()})
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,34 @@
+"""metrics/, plots/{curves,samples,data}/ -> report/{index.html,report.md}, plots/comparison/, metrics/summary.json.
+
+Prints the table. `python -m stages.report [--table]`: with --table it prints what is there, and writes nothing.
+"""
+
+import sys
+from pathlib import Path
+
+from stages import run
+from pofx.core import config, files
+from pofx.eval import report
+
+
+def main(*options: str) -> None:
+    models = config.value("models", tuple[str, ...])
+    metrics = report.read(models, Path("metrics"))
+    if not options:
+        got = report.Material(
+            models=models,
+            metrics=metrics,
+            data=files.read_json(Path("metrics/data.json")),
+            curves={f: Path(f"plots/curves/{f}.csv") for f in models},
+            samples={f: Path(f"plots/samples/{f}.png") for f in models},
+            exploration=sorted(Path("plots/data").glob("*.png")),
+        )
+        report.build(got, Path("report"), Path("plots/comparison"))
+        files.write_json(Path("metrics/summary.json"), report.summary(models, metrics))
+    print(f"\n{report.brief(models, metrics)}\n\n{Path('report/index.html').resolve()}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] not in ([], ["--table"]):
+        sys.exit("usage: python -m stages.report [--table]")
+    run(main, *sys.argv[1:])

@@ -1,0 +1,64 @@
+"""Train one family: data/train.npy -> models/<family>/, its curve, its cost. `python -m stages.train FAMILY [--minutes M]`.
+
+The run's state is kept in runs/: a killed run goes on where it stopped when the same command is given again, FRESH=1
+starts over. With --minutes the run saves and exits 75 when its time is up, and writes no output.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stages import RUNS, run
+from pofx.core import config, family, files, loop, machine, state
+from pofx.core.data import Pool
+from pofx.core.images import save_grid, to_uint8
+from pofx.core.rng import Noise, fold
+
+
+def main(name: str, minutes: float | None) -> None:
+    module = family.module(name)
+    cfg, seed = config.section(name, module.Config), config.value("seed", int)
+    train, device, stop = cfg.train, machine.device(), machine.StopRequest(minutes)
+    torch.manual_seed(fold(seed, "init"))
+    model = module.Model(cfg).to(device)
+    data = Path("data/train.npy")
+    pool = Pool(torch.from_numpy(np.load(data)).to(device), train.batch, seed, train.flip)
+    result = [dataclasses.asdict(cfg), seed, state.code_hash(), files.digest(data)]
+    draw = config.untracked(f"sample.{name}", module.Sample)  # for previews alone: no output depends on it
+
+    with state.Slot(RUNS, f"train_{name}", result, fresh=bool(os.environ.get("FRESH"))) as slot:
+
+        def preview(seen: int) -> None:
+            drawn = to_uint8(model.sample(Noise(seed, 0, 20, device), draw))
+            save_grid(drawn.cpu().numpy(), slot.folder / f"{seen:010d}.png")
+
+        try:
+            curve, seconds = loop.train(model, pool, train, seed, slot, stop, preview)
+        except loop.Stopped as stopped:
+            print(f"{stopped}: the same command goes on from there", file=sys.stderr)
+            sys.exit(stop.code)
+    family.save_model(Path(f"models/{name}"), name, cfg, model, {"seed": seed, "data": result[-1], "code": result[-2]})
+    files.write_csv(Path(f"plots/curves/{name}.csv"), curve)
+    seen, size = curve[-1]["images"], sum(p.numel() for p in model.parameters())
+    files.write_json(
+        Path(f"metrics/train/{name}.json"),
+        {"train_loss": {name: curve[-1]["loss"]}, "parameters": {name: size}, "images_seen": {name: seen}},
+    )
+    files.write_json(
+        Path(f"metrics/time/train_{name}.json"),
+        {"train_seconds": {name: round(seconds, 1)}, "train_images_per_second": {name: round(seen / seconds, 1)},
+         "device": {name: machine.name(device)}},
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("family", choices=config.family_names())
+    parser.add_argument("--minutes", type=float)
+    arguments = parser.parse_args()
+    run(main, arguments.family, arguments.minutes)

@@ -1,0 +1,57 @@
+"""What several test files share: the families at their default setting, small images to train on, one thread."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from pofx.core import config, family
+from pofx.core.data import Pool
+from pofx.core.state import Slot
+from pofx.data.sprites import generate
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Sums over threads depend on their number: with one, golden numbers and bitwise claims hold on every machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def sprites() -> torch.Tensor:
+    """(128, 3, 32, 32) uint8."""
+    return torch.from_numpy(generate(128, seed=7)[0])
+
+
+@pytest.fixture(params=config.family_names())
+def name(request) -> str:
+    """Every family, by file name: a new one is under test without a change here."""
+    return request.param
+
+
+def small(name: str, **train):
+    """The module of a family and its config in params.yaml, with a budget for tests."""
+    module = family.module(name)
+    cfg = config.section(name, module.Config)
+    cheap = {"n_sigmas": 4, "chain": 2, "buffer": 64}
+    cfg = dataclasses.replace(cfg, **{k: v for k, v in cheap.items() if hasattr(cfg, k)})
+    budget = {"images": 32, "batch": 8, "rows": 4, "warmup": 0, "save_seconds": 0.0, "preview_rows": 0} | train
+    return module, dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, **budget))
+
+
+def build(module, cfg, seed: int = 0):
+    torch.manual_seed(seed)
+    return module.Model(cfg)
+
+
+def pool(images: torch.Tensor, cfg, seed: int = 0) -> Pool:
+    return Pool(images, cfg.train.batch, seed, cfg.train.flip)
+
+
+def slot(folder, stage: str = "train") -> Slot:
+    return Slot(folder, stage, ["test"])
+
+
+def weights(model) -> dict[str, np.ndarray]:
+    return {k: v.numpy().copy() for k, v in model.state_dict().items()}

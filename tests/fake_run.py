@@ -1,0 +1,60 @@
+"""A small made-up run, as the stages would have written it."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from pofx.eval import report
+
+MODELS = ("vae", "ebm", "ncsn")
+KEYS = ["fd_effnet", "kid_effnet", "kid_effnet_std"]
+
+
+def fake_metrics(keys: list[str] = KEYS) -> report.Metrics:
+    """As the stages write them: the VAE alone has a likelihood."""
+    rng = np.random.default_rng(0)
+    trees = [{k: {"floor": v} for k, v in zip(keys, (62.0, -0.0004, 0.003), strict=True)}]
+    trees[0]["protocol"] = {"floor": {"n": 2000, "reference": "train, 10000 images", "keys": keys}}
+    for i, f in enumerate(MODELS):
+        values = dict(zip(keys, (1500.0 - 400 * i, 2.0 - 0.5 * i, 0.04), strict=True))
+        trees.append({key: {f: value} for key, value in values.items()})
+        trees.append({"test_loss": {f: float(rng.normal())}, "config": {f: {"width": 32, "sample": {"batch": 64}}}})
+        told = {"n": 2000, "reference": "train, 10,000 images", "extractor": "E <1280-d>", "test_images": 2000}
+        trees.append({"protocol": {f: told | {"kid_subsets": 100, "kid_subset_size": 1000}}})
+        trees.append({"train_loss": {f: 1.0}, "parameters": {f: 68_200 * 10**i}, "images_seen": {f: 100_000}})
+        trees.append(
+            {
+                "train_seconds": {f: 61.0 * (i + 1)},
+                "train_images_per_second": {f: 700.0 / (i + 1)},
+                "device": {f: "cpu"},
+            }
+        )
+        trees.append({"sample_seconds_per_1000": {f: 0.4 * 20**i}, "nfe": {f: 20**i}})
+    trees.append({"bpd": {"vae": 5.4321}, "bpd_stderr": {"vae": 0.01}})
+    return report.merge(trees)
+
+
+def fake_material(folder: Path, metrics: report.Metrics) -> report.Material:
+    folder.mkdir()
+    rng, seen = np.random.default_rng(0), np.arange(1, 101) * 1000
+    for f in MODELS:
+        frame = pd.DataFrame(
+            {
+                "images": seen,
+                "loss": np.exp(-seen / 30_000) + 0.02 * rng.normal(size=100),
+                "part": rng.uniform(size=100),
+            }
+        )
+        frame.assign(grad_norm=1 / seen, lr=1e-3).to_csv(folder / f"{f}.csv", index=False)
+        Image.fromarray(rng.integers(0, 256, (34, 34, 3), dtype=np.uint8)).save(folder / f"{f}.png")
+    Image.new("RGB", (8, 8)).save(folder / "class_balance.png")
+    return report.Material(
+        models=MODELS,
+        metrics=metrics,
+        data={"name": "sprites", "images": {"train": 20_000, "test": 4000}},
+        curves={f: folder / f"{f}.csv" for f in MODELS},
+        samples={f: folder / f"{f}.png" for f in MODELS},
+        exploration=[folder / "class_balance.png"],
+    )

@@ -1,0 +1,188 @@
+"""conf/ and params.yaml: every combination composes and is valid, and the committed file is one of them."""
+
+import copy
+import itertools
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from ruamel.yaml import YAML
+
+from pofx.core import config
+from pofx.core.errors import UserError
+from tools import compose
+
+ROOT = Path(__file__).resolve().parents[1]
+OPTIONS = {group: sorted(p.stem for p in (ROOT / "conf" / group).glob("*.yaml")) for group in ("data", "scale")}
+COMBINATIONS = list(itertools.product(OPTIONS["data"], OPTIONS["scale"]))
+HEADER = "# composed by: python -m tools.compose "
+
+
+def load(text: str) -> dict:
+    return YAML(typ="safe").load(text)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder as the working directory, and nothing remembered of other params.yaml files."""
+    monkeypatch.chdir(tmp_path)
+    config.params.cache_clear()
+    return tmp_path
+
+
+@pytest.mark.parametrize(("data", "scale"), COMBINATIONS)
+def test_every_combination_is_valid(data, scale):
+    tree = load(compose.text([f"data={data}", f"scale={scale}"]))
+    assert tree["data"]["name"] == data
+    compose.check(tree)
+
+
+def test_committed_params_are_what_their_header_says():
+    committed = (ROOT / "params.yaml").read_text()
+    first = committed.splitlines()[0]
+    assert first.startswith(HEADER)
+    assert committed == compose.text(shlex.split(first.removeprefix(HEADER)))
+
+
+def test_comments_order_and_layout_of_conf_survive():
+    text = compose.text(["scale=gpu", "vae.train.lr=3e-05", "models=[vae]", "preprocess.n_train=64"])
+    source = (ROOT / "conf" / "config.yaml").read_text()
+    body = source[compose.DEFAULTS.match(source).end() :]
+    assert [line.partition("#")[2] for line in body.splitlines()] == [
+        line.partition("#")[2] for line in text.splitlines()[2:]
+    ]
+    keys = compose._keys(load(text))
+    assert keys == compose._keys(load(body))
+    assert "models: [vae] #" in text or "models: [vae]\n" in text
+    assert "n_test: null" in text
+    assert load(text)["vae"]["train"]["lr"] == 3e-5
+
+
+def test_later_words_win_and_are_in_the_header():
+    text = compose.text(["data=cifar10", "scale=gpu", "ncsn.n_sigmas=20", "data.url='file:///tmp/a b.tar.xz'"])
+    assert load(text)["ncsn"]["n_sigmas"] == 20
+    assert load(text)["data"]["url"] == "file:///tmp/a b.tar.xz"
+    header = text.splitlines()[0]
+    assert compose.text(shlex.split(header.removeprefix(HEADER))) == text
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("scale=lptop", "did you mean laptop"),
+        ("data=cifar", "did you mean cifar10"),
+        ("scal=laptop", "did you mean scale"),
+        ("ncsn.n_sigma=5", "did you mean ncsn.n_sigmas"),
+        ("ncns.n_sigmas=5", "did you mean ncsn.n_sigmas"),
+        ("+ncsn.foo=5", "ncsn.foo"),
+        ("++seed=5", "seed"),
+        ("~seed=0", "seed"),
+        ("ncsn.n_sigmas=abc", "ncsn.n_sigmas = 'abc' is str, should be int"),
+        ("ncsn.n_sigmas=null", "ncsn.n_sigmas = None"),
+        ("ncsn.n_sigmas=10,50", "ncsn.n_sigmas"),
+        ("ncsn.n_sigmas=[1", "ncsn.n_sigmas"),
+        ("ncsn=5", "ncsn"),
+        ("ncsn={n_sigma:5}", "n_sigma"),
+        ("vae.channels=[a]", "vae.channels"),
+        ("vae.channels=32", "vae.channels"),
+        ("data.url=${nothing}", "nothing"),
+        ("models=[vae,ecm]", "did you mean ebm"),
+        ("models=[]", "models"),
+        ("models=[vae,vae]", "models"),
+        ("seed=1.5", "seed"),
+        ("seed", "key=value"),
+        ("--flag", "usage"),
+    ],
+)
+def test_bad_words_are_one_line_and_leave_the_file_alone(here: Path, word, message):
+    (here / "params.yaml").write_text("kept\n")
+    with pytest.raises(UserError) as error:
+        compose.main("scale=gpu", word)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert (here / "params.yaml").read_text() == "kept\n"
+    assert len(list(here.iterdir())) == 1
+
+
+def test_group_with_an_unknown_key(monkeypatch: pytest.MonkeyPatch):
+    real = compose._composed
+    monkeypatch.setattr(compose, "_composed", lambda words: real(words) | {"fid": {"bach": 3}})
+    with pytest.raises(UserError, match=r"fid\.bach.*did you mean fid\.batch"):
+        compose.text([])
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("vae",), None, "section vae is missing"),
+        (("extra",), {}, "unknown section 'extra'"),
+        (("sample", "vaee"), {}, "unknown key 'vaee' in sample"),
+        (("sample", "n"), None, "sample.n is missing"),
+        (("fid", "batch"), "x", "fid.batch = 'x'"),
+        (("seed",), True, "seed = True is bool"),
+        (("models",), "vae", "models = 'vae'"),
+    ],
+)
+def test_check(path, value, message):
+    """None stands for a key that is taken out."""
+    tree = load(compose.text([]))
+    node = tree
+    for key in path[:-1]:
+        node = node[key]
+    node.pop(path[-1], None)
+    if value is not None:
+        node[path[-1]] = value
+    with pytest.raises(UserError) as error:
+        compose.check(tree)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def override(now: dict, flags: str) -> dict:
+    """What `dvc exp run` makes of the flags: shell words, then Hydra's override grammar."""
+    words = shlex.split(flags)
+    assert words[::2] == ["-S"] * (len(words) // 2)
+    tree = OmegaConf.create(copy.deepcopy(now))
+    for item in OverridesParser.create().parse_overrides(words[1::2]):
+        assert not item.is_sweep_override()
+        OmegaConf.update(tree, item.key_or_group, item.value(), merge=False)
+    return OmegaConf.to_container(tree)
+
+
+@pytest.mark.parametrize(("data", "scale"), COMBINATIONS)
+def test_flags_make_the_difference(here: Path, capsys: pytest.CaptureFixture, data, scale):
+    compose.main("data=sprites", "scale=laptop", "models=[ebm]", "preprocess.n_train=64", "ncsn.train.lr=3e-5")
+    before = (here / "params.yaml").read_text()
+    capsys.readouterr()
+    compose.main("--flags", f"data={data}", f"scale={scale}")
+    flags = capsys.readouterr().out
+    assert flags.count("\n") == 1 and (here / "params.yaml").read_text() == before
+    assert override(load(before), flags) == load(compose.text([f"data={data}", f"scale={scale}"]))
+    assert flags.split() == shlex.split(flags), "fit for $(...), which does not take quotes off"
+
+
+def test_no_difference_no_flags(here: Path, capsys: pytest.CaptureFixture):
+    compose.main("scale=gpu")
+    capsys.readouterr()
+    compose.main("--flags", "scale=gpu")
+    assert capsys.readouterr().out == "\n"
+
+
+VALUES = [
+    *(None, True, False, 0, -3, 2.5, 1e-05, 1e20, [1, 2], [], ["a b", "c"], [0.9, 0.999]),
+    *("cosine", "pre-2015.pth", "null", "True", "nan", "12", "1e-4", "", "a b", "it's", "a\\", "a\\'b", "é"),
+    *("https://host/~user/a.tar.gz", "file:///tmp/x=y,z.tar.xz", "{x}", "$(ls)", "[1]"),
+]
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_flags_of_any_value(value):
+    flags = compose.flags({"a": {"b": "other"}}, {"a": {"b": value}})
+    (word,) = shlex.split(flags)[1:]
+    (item,) = OverridesParser.create().parse_overrides([word])
+    assert item.key_or_group == "a.b" and item.value() == value and type(item.value()) is type(value)
+
+
+def test_flags_need_the_same_keys():
+    with pytest.raises(UserError, match="without --flags"):
+        compose.flags({"seed": 1}, {"seed": 1, "sed": 2})

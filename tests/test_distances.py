@@ -1,0 +1,128 @@
+"""Distances between sets of features against closed forms and against other people's code."""
+
+import warnings
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+import pofx.eval.torchvision_compat  # noqa: F401  (before torch_fidelity and pytorch_fid, which import torchvision)
+from pofx.core.errors import UserError
+from pofx.eval import distances
+
+
+def features(n: int, d: int, seed: int, shift: float = 0.0) -> np.ndarray:
+    """Correlated, non-negative vectors, as pooled activations are."""
+    rng = np.random.default_rng(seed)
+    mix = np.random.default_rng(99).normal(size=(d, d)) / np.sqrt(d)
+    return np.maximum(rng.normal(size=(n, d)) @ mix + 0.3 + shift, 0)
+
+
+@pytest.mark.parametrize("n", [50, 400])  # fewer and more vectors than dimensions
+def test_frechet_of_a_set_to_itself_is_zero(n):
+    x = features(n, 100, 0)
+    assert abs(distances.frechet(x, x)) < 1e-9 * x.var(0).sum()
+
+
+def whitened(n: int, d: int, seed: int) -> np.ndarray:
+    """Vectors with mean exactly 0 and covariance exactly 1."""
+    x = np.random.default_rng(seed).normal(size=(n, d))
+    x -= x.mean(0)
+    return x @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
+
+
+def test_frechet_of_shifted_gaussians_is_the_squared_shift():
+    shift = np.linspace(-1, 2, 8)
+    assert distances.frechet(whitened(300, 8, 0), whitened(500, 8, 1) + shift) == pytest.approx(
+        np.square(shift).sum(), rel=1e-10
+    )
+
+
+def test_frechet_of_diagonal_gaussians():
+    a, b = np.linspace(0.5, 3, 8), np.linspace(2, 0.1, 8)
+    got = distances.frechet(whitened(300, 8, 0) * np.sqrt(a), whitened(500, 8, 1) * np.sqrt(b))
+    assert got == pytest.approx(np.square(np.sqrt(a) - np.sqrt(b)).sum(), rel=1e-10)
+
+
+def statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return x.mean(0), np.cov(x, rowvar=False)
+
+
+def test_frechet_is_symmetric_and_agrees_with_sqrtm():
+    x, y = features(300, 64, 0), features(1000, 64, 1, shift=0.1)
+    (m, s), (k, t) = statistics(x), statistics(y)
+    want = np.square(m - k).sum() + np.trace(s) + np.trace(t) - 2 * np.trace(scipy.linalg.sqrtm(s @ t)).real
+    assert distances.frechet(x, y) == pytest.approx(want, rel=1e-8)
+    assert distances.frechet(y, x) == pytest.approx(want, rel=1e-8)
+
+
+@pytest.mark.parametrize("dead", [0, 40])
+def test_frechet_of_singular_covariances(dead):
+    """With fewer vectors than dimensions, or dimensions that never fire: the nuclear norm of Y'X is the same trace."""
+    x, y = features(50, 100, 0), features(80, 100, 1, shift=0.1)
+    x[:, :dead] = 0
+    a, b = ((v - v.mean(0)) / np.sqrt(len(v) - 1) for v in (x, y))
+    want = (
+        np.square(x.mean(0) - y.mean(0)).sum()
+        + np.square(a).sum()
+        + np.square(b).sum()
+        - 2 * scipy.linalg.svdvals(a @ b.T).sum()
+    )
+    assert distances.frechet(x, y) == pytest.approx(want, rel=1e-7)
+
+
+def test_distances_agree_with_torch_fidelity():
+    """On the same features and the same choice of subsets (torch_fidelity imports torchvision: after the shim)."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    x, y = features(300, 64, 0), features(500, 64, 1, shift=0.1)
+    tensors = torch.from_numpy(x), torch.from_numpy(y)
+    want = fid_statistics_to_metric(*map(fid_features_to_statistics, tensors), verbose=False)[
+        "frechet_inception_distance"
+    ]
+    assert distances.frechet(x, y) == pytest.approx(want, rel=1e-6)
+
+    want = kid_features_to_metric(*tensors, kid_subsets=5, kid_subset_size=100, rng_seed=7, verbose=False)
+    mean, std = distances.kid(x, y, 5, 100, 7)
+    assert mean == pytest.approx(want["kernel_inception_distance_mean"], rel=1e-9)
+    assert std == pytest.approx(want["kernel_inception_distance_std"], rel=1e-6)
+
+
+@pytest.mark.skipif(
+    tuple(map(int, version("scipy").split(".")[:2])) >= (1, 18), reason="pytorch-fid needs scipy < 1.18"
+)
+def test_frechet_agrees_with_pytorch_fid():
+    from pytorch_fid.fid_score import calculate_frechet_distance
+
+    x, y = features(300, 64, 0), features(500, 64, 1, shift=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # sqrtm(disp=...)
+        want = calculate_frechet_distance(*statistics(x), *statistics(y))
+    assert distances.frechet(x, y) == pytest.approx(want, rel=1e-6)
+
+
+def test_kid_is_unbiased_and_tells_sets_apart():
+    x, y = features(2000, 32, 0), features(2000, 32, 1)
+    mean, std = distances.kid(x, y, 20, 500, 0)
+    assert abs(mean) < 3 * std
+    far, _ = distances.kid(x, features(2000, 32, 1, shift=0.5), 20, 500, 0)
+    assert far > 10 * std
+
+
+def test_kid_is_a_function_of_its_seed():
+    x, y = features(200, 16, 0), features(300, 16, 1)
+    assert distances.kid(x, y, 3, 50, 1) == distances.kid(x, y, 3, 50, 1) != distances.kid(x, y, 3, 50, 2)
+
+
+@pytest.mark.parametrize("size", [1, 51])
+def test_kid_subsets_that_cannot_be_drawn(size):
+    with pytest.raises(UserError, match=r"fid\.kid_subset_size"):
+        distances.kid(features(50, 8, 0), features(90, 8, 1), 2, size, 0)
+
+
+def test_one_image_has_no_frechet_distance():
+    with pytest.raises(UserError, match="two images"):
+        distances.frechet(features(1, 8, 0), features(90, 8, 1))

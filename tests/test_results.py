@@ -1,0 +1,70 @@
+"""Kept results: whole or not at all, and listed without a typed number."""
+
+import shutil
+
+import pytest
+from fake_run import MODELS, fake_material, fake_metrics
+
+from pofx.core import files
+from pofx.core.errors import UserError
+from tools import results
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A repository after `dvc repro`."""
+    material = fake_material(tmp_path / "in", fake_metrics())
+    (tmp_path / "params.yaml").write_text(
+        "# composed by: python -m tools.compose data=sprites\n\nmodels: [vae, ebm, ncsn]\nsome_old_section: 1\n"
+    )
+    got, floor = material.metrics, {}
+    for key, row in got.items():
+        floor |= {key: {"floor": row["floor"]}} if "floor" in row else {}
+    files.write_json(tmp_path / "metrics/reference.json", floor)
+    files.write_json(tmp_path / "metrics/data.json", material.data)
+    for f in MODELS:
+        row = {key: {f: value[f]} for key, value in got.items() if f in value}
+        files.write_json(tmp_path / f"metrics/fid/{f}.json", row)
+        for part in ("train/{}", "time/train_{}", "time/sample_{}"):
+            files.write_json(tmp_path / f"metrics/{part.format(f)}.json", {})
+    for part in ("curves", "samples", "comparison"):
+        (tmp_path / "plots" / part).mkdir(parents=True)
+        (tmp_path / "plots" / part / "vae.png").write_bytes(b"png")
+    return tmp_path
+
+
+def test_results_are_kept_and_listed(finished):
+    folder = results.save("sprites-laptop", finished)
+    card = files.read_json(folder / "run.json")
+    assert card["device"] == ["cpu"] and card["seconds"] == pytest.approx(61 * 6 + 2 * (0.4 + 8 + 160))
+    assert (folder / "plots/samples/vae.png").read_bytes() == b"png" and not list((finished / "results").glob(".*"))
+    page = results.page([folder])
+    numbers = ("1,500", "5.432 ± 0.010", "N = 2,000", "11 min 43 s")
+    for needed in (
+        *numbers,
+        "## sprites-laptop",
+        "data=sprites",
+        "| ncsn",
+        "results/sprites-laptop/plots/samples/ebm.png",
+    ):
+        assert needed in page, needed
+
+
+def test_saving_again_replaces_the_whole(finished):
+    (results.save("a", finished) / "old").touch()
+    assert not (results.save("a", finished) / "old").exists()
+
+
+@pytest.mark.parametrize("name", ["../a", "", "A b", ".a"])
+def test_a_result_needs_a_plain_name(finished, name):
+    with pytest.raises(UserError, match="cannot name a result"):
+        results.save(name, finished)
+
+
+@pytest.mark.parametrize("gone", ["metrics/fid/ebm.json", "plots/samples"])
+def test_an_unfinished_run_is_not_kept(finished, gone):
+    path = finished / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(UserError, match="run `dvc repro` first"):
+        results.save("a", finished)
+    assert not (finished / "results/a").exists()

@@ -1,0 +1,128 @@
+"""Results worth keeping, and the page that lists them.
+
+    python -m tools.results save NAME     keeps params.yaml, metrics/ and plots/ of this run under results/NAME/
+    python -m tools.results               writes docs/results.md anew from all of results/: no number in it is typed
+
+Models, samples and features stay with DVC: params.yaml and the revision in run.json bring them back.
+"""
+
+import datetime
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from pofx.core import files
+from pofx.core.errors import UserError
+from pofx.eval import report
+from stages import ROOT, run
+
+KEPT = ("params.yaml", "metrics", "plots/curves", "plots/samples", "plots/comparison")
+USAGE = "usage: python -m tools.results [save NAME]"
+
+
+def models(folder: Path) -> tuple[str, ...]:
+    """The families that a run compared. Old runs may name sections that are gone: params.yaml is not checked here."""
+    return tuple(YAML(typ="safe").load((folder / "params.yaml").read_text())["models"])
+
+
+def save(name: str, root: Path) -> Path:
+    """Copy what a run in `root` came to into results/`name`/; an older one of that name is replaced as a whole.
+
+    Raises:
+        UserError: the name is no folder name; the run is not finished.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
+        raise UserError(f"{name!r} cannot name a result: use small letters, digits, dots and dashes")
+    got, target = report.read(models(root), root / "metrics"), root / "results" / name
+    fresh = target.with_name(f".{name}.part")
+    shutil.rmtree(fresh, ignore_errors=True)
+    for part in KEPT:
+        source = root / part
+        if not source.exists():
+            raise UserError(f"{part} is missing: run `dvc repro` first")
+        (fresh / part).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, fresh / part)
+    files.write_json(fresh / "run.json", run_card(got, root))
+    shutil.rmtree(target, ignore_errors=True)
+    fresh.rename(target)
+    return target
+
+
+def run_card(got: report.Metrics, root: Path) -> dict[str, Any]:
+    """When, where and from which code the numbers come. Seconds: all training and drawing."""
+    drawn = {f: row["n"] for f, row in got["protocol"].items()}
+    sampling = sum(s * drawn[f] / 1000 for f, s in got["sample_seconds_per_1000"].items())
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": sorted(set(got["device"].values())),
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "torch": version("torch"),
+        "git": _git(root, "rev-parse", "HEAD")
+        + (", with changes" if _git(root, "status", "--porcelain", "-uno") else ""),
+        "seconds": round(sum(got["train_seconds"].values()) + sampling, 1),
+    }
+
+
+def page(folders: list[Path]) -> str:
+    """docs/results.md for the runs in these folders."""
+    head = (
+        "# Results\n\nWritten by `python -m tools.results` from `results/`. A run is brought back by its\n"
+        "`params.yaml`. Smaller is better for distances and bits/dim; ± after KID is the standard deviation over\n"
+        "subsets, after bits/dim the standard error over test images."
+    )
+    return "\n\n".join([head, *map(_chapter, folders)]) + "\n"
+
+
+def _chapter(folder: Path) -> str:
+    names, card = models(folder), files.read_json(folder / "run.json")
+    got = report.read(names, folder / "metrics")
+    data = files.read_json(folder / "metrics/data.json")
+    counts = [f"{data['images'][split]:,} {words} images" for split, words in (("train", "training"), ("test", "test"))]
+    fd, kid, _ = report.distance_keys(got)
+    board = report.leaderboard(names, got)
+    order, path = list(board.index[1:]), f"../results/{folder.name}"
+    board = board[
+        ["model", fd, kid, "bits/dim", "training", "training img/s", "s per 1,000 samples", "NFE", "trained on"]
+    ]
+    composed = (folder / "params.yaml").read_text().partition("\n")[0].removeprefix("# composed by: ")
+    revision = card["git"][:12] + card["git"][40:] or "unknown"  # and whether there were changes
+    facts = [
+        f"Data: {data['name']}, {' and '.join(counts)}. Parameters: `{composed}`.",
+        report.protocol(got, names[0]),
+        f"{card['date']}, {', '.join(card['device'])}; {card['system']}, torch {card['torch']}; revision {revision}; "
+        f"training and drawing took {report.clock(card['seconds'])}.",
+    ]
+    grids = [f"**{f}**\n\n![images drawn by {f}]({path}/plots/samples/{f}.png)" for f in order]
+    figures = [f"![{name} of the families]({path}/plots/comparison/{name}.png)" for name in ("distance", "cost")]
+    return "\n\n".join(
+        [f"## {folder.name}", *facts, board.to_markdown(index=False), report.notice(got), *figures, *grids]
+    )
+
+
+def _git(root: Path, *words: str) -> str:
+    try:
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""  # no git, or not a clone: the copy says less
+
+
+def main(*words: str) -> None:
+    if words and (len(words) != 2 or words[0] != "save"):
+        raise UserError(USAGE)
+    if words:
+        print(f"kept: {save(words[1], ROOT).relative_to(ROOT)}")
+    folders = sorted(p.parent for p in (ROOT / "results").glob("*/run.json"))
+    with files.atomic(ROOT / "docs/results.md") as file:
+        file.write(page(folders).encode())
+    print(f"written: docs/results.md ({len(folders)} runs)")
+
+
+if __name__ == "__main__":
+    run(main, *sys.argv[1:])
