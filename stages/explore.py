@@ -1,4 +1,4 @@
-"""data/train.npy, data/test.npy, data/labels.npz -> plots/data/*.png: what the images look like."""
+"""data/train.npy, data/test.npy, data/labels.npz -> plots/data/*.png, plots/samples/data.png: what the images look like."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from stages import run  # first: puts src on the path
 
+from pofx.core.images import save_grid
 from pofx.core.progress import Bar
 from pofx.data import explore
 
@@ -16,6 +17,7 @@ def main() -> None:
         labels, classes = {split: file[split] for split in images}, file["classes"].tolist()
     for name, draw in Bar(explore.FIGURES.items(), desc="explore", unit="figure"):
         explore.save(draw(images, labels, classes), Path(f"plots/data/{name}.png"))
+    save_grid(images["test"][:80], Path("plots/samples/data.png"), columns=16)  # as the samples are shown
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def main(*options: str) -> None:
             metrics=metrics,
             data=files.read_json(Path("metrics/data.json")),
             curves={f: Path(f"plots/curves/{f}.csv") for f in models},
-            samples={f: Path(f"plots/samples/{f}.png") for f in models},
+            samples={f: Path(f"plots/samples/{f}.png") for f in ("data", *models)},
             exploration=sorted(Path("plots/data").glob("*.png")),
         )
         report.build(got, Path("report"), Path("plots/comparison"))

@@ -1,4 +1,4 @@
-"""Draw images from one trained family: models/<family>/ -> samples/<family>.npy, a grid, the cost. `python -m stages.sample FAMILY`."""
+"""Draw images from one trained family: models/<family>/ -> samples/<family>.npy, a grid, the cost."""
 
 import sys
 import time
@@ -9,13 +9,16 @@ import torch
 
 from stages import run
 from pofx.core import config, family, files, machine
+from pofx.core.errors import UserError
 from pofx.core.images import save_grid, to_uint8
 from pofx.core.progress import Bar
-from pofx.core.rng import Noise, fold
+from pofx.core.rng import BLOCK, Noise, fold
 
 
 def main(name: str) -> None:
     cfg, n = config.section(f"sample.{name}", family.module(name).Sample), config.value("sample.n", int)
+    if cfg.batch % BLOCK:
+        raise UserError(f"sample.{name}.batch = {cfg.batch} should be a multiple of {BLOCK}")
     seed, device = config.value("seed", int), machine.device()
     model = family.load(Path(f"models/{name}"), device)
     drawn = []

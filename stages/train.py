@@ -1,4 +1,4 @@
-"""Train one family: data/train.npy -> models/<family>/, its curve, its cost. `python -m stages.train FAMILY [--minutes M]`.
+"""Train one family: data/train.npy -> models/<family>/, its curve, its cost.
 
 The run's state is kept in runs/: a killed run goes on where it stopped when the same command is given again, FRESH=1
 starts over. With --minutes the run saves and exits 75 when its time is up, and writes no output.

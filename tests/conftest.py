@@ -1,15 +1,18 @@
 """What several test files share: the families at their default setting, small images to train on, one thread."""
 
 import dataclasses
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 from pofx.core import config, family
 from pofx.core.data import Pool
 from pofx.core.state import Slot
 from pofx.data.sprites import generate
+from tools import compose
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -30,10 +33,16 @@ def name(request) -> str:
     return request.param
 
 
+@cache
+def defaults() -> dict:
+    """The parameters as committed in conf/, whatever params.yaml is at the moment."""
+    return YAML(typ="safe").load(compose.text([]))
+
+
 def small(name: str, **train):
-    """The module of a family and its config in params.yaml, with a budget for tests."""
+    """The module of a family and its default config, with a budget for tests."""
     module = family.module(name)
-    cfg = config.section(name, module.Config)
+    cfg = config.build(module.Config, defaults()[name], name)
     cheap = {"n_sigmas": 4, "chain": 2, "buffer": 64}
     cfg = dataclasses.replace(cfg, **{k: v for k, v in cheap.items() if hasattr(cfg, k)})
     budget = {"images": 32, "batch": 8, "rows": 4, "warmup": 0, "save_seconds": 0.0, "preview_rows": 0} | train

@@ -1,5 +1,6 @@
 """A small made-up run, as the stages would have written it."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -49,12 +50,13 @@ def fake_material(folder: Path, metrics: report.Metrics) -> report.Material:
         )
         frame.assign(grad_norm=1 / seen, lr=1e-3).to_csv(folder / f"{f}.csv", index=False)
         Image.fromarray(rng.integers(0, 256, (34, 34, 3), dtype=np.uint8)).save(folder / f"{f}.png")
+    shutil.copy(folder / f"{MODELS[0]}.png", folder / "data.png")
     Image.new("RGB", (8, 8)).save(folder / "class_balance.png")
     return report.Material(
         models=MODELS,
         metrics=metrics,
         data={"name": "sprites", "images": {"train": 20_000, "test": 4000}},
         curves={f: folder / f"{f}.csv" for f in MODELS},
-        samples={f: folder / f"{f}.png" for f in MODELS},
+        samples={f: folder / f"{f}.png" for f in ("data", *MODELS)},
         exploration=[folder / "class_balance.png"],
     )

@@ -109,7 +109,7 @@ def test_a_damaged_batch_is_refused(tmp_path, cut, records, classes, says):
 
 
 def test_a_subset_is_shuffled_nested_and_checked():
-    assert (binary.subset(10, None, "n") == np.arange(10)).all()
+    assert sorted(binary.subset(10, None, "n")) == list(range(10))
     small, large = binary.subset(100, 20, "n"), binary.subset(100, 50, "n")
     assert (large[:20] == small).all() and len(set(large)) == 50 and (np.diff(large) < 0).any()
     for n in (0, -1, 101):

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import build, pool, slot, small, weights
+from conftest import build, defaults, pool, slot, small, weights
 
 from pofx.core import config, family
 from pofx.core.images import to_model, to_uint8
@@ -19,7 +19,7 @@ def model(name):
 
 
 def draw(name, batch=64):
-    cfg = config.section(f"sample.{name}", family.module(name).Sample)
+    cfg = config.build(family.module(name).Sample, defaults()["sample"][name], f"sample.{name}")
     short = {"chain": 3, "steps": 1} | {"batch": batch}
     return type(cfg)(**{k: short.get(k, getattr(cfg, k)) for k in cfg.__dataclass_fields__})
 

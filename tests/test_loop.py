@@ -125,7 +125,7 @@ def test_batches_visit_every_image_once_an_epoch(sprites):
     images = images.clone()
     images[:, 0, 0, 0] = torch.arange(10, dtype=torch.uint8)
     seen = [((x[:, 0, 0, 0] + 1) * 127.5).round().int().tolist() for x in map(Pool(images, 4, 0, flip=False), range(5))]
-    flat = sum(seen, [])
+    flat = [i for batch in seen for i in batch]
     assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
     assert flat[:10] != flat[10:]
     assert ((Pool(images, 4, 0, flip=False)(2)[:, 0, 0, 0] + 1) * 127.5).round().int().tolist() == seen[2]
@@ -142,7 +142,7 @@ def test_flips_mirror_about_half(sprites):
 
 
 def test_learning_rate_follows_images_not_steps():
-    module, cfg = small("vae", lr=1.0, warmup=100, images=1100, decay="cosine", batch=10)
+    _, cfg = small("vae", lr=1.0, warmup=100, images=1100, decay="cosine", batch=10)
     assert loop.lr_at(cfg.train, 40) == pytest.approx(0.5)
     assert loop.lr_at(cfg.train, 100) == pytest.approx(1.0)
     assert loop.lr_at(cfg.train, 600) == pytest.approx(0.5)

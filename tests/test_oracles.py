@@ -183,7 +183,7 @@ def chain_model(**change) -> Ebm:
 
 
 def test_chains_have_the_variance_of_the_energy():
-    """Step a on the gradient and noise sqrt(2a) settle at variance 1 / (1 - a/2), in units small enough not to clamp."""
+    """Step a on the gradient, noise sqrt(2a): variance 1 / (1 - a/2). In units small enough not to clamp."""
     a, unit = 0.1, 0.05
     model = chain_model(step_size=a, noise=math.sqrt(2 * a) * unit, grad_clip=1e9)
     torch.manual_seed(0)

@@ -48,7 +48,7 @@ def test_page_is_self_contained(built):
     assert not page.open, "unclosed tags"
     assert page.loads and all(load.startswith("data:image/png;base64,") for load in page.loads)
     assert not re.search(r"https?://|@import|url\(", html)
-    assert len(page.images) == 3 + 2 + 3 + 1  # samples, comparison, curves, data
+    assert len(page.images) == 4 + 2 + 3 + 1  # samples and data, comparison, curves, data
     assert all(image["alt"] for image in page.images)
     assert "prefers-color-scheme: dark" in html and "viewport" in html
 

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, its half-life counted in images (Karras et al. 2022, arXiv 2206.00364)."""
+"""Exponential moving average of the weights, its half-life counted in images (Karras et al. 2022, arXiv 2206.00364)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line that names the cause and the mend; stages print it and exit 1."""
+    """Something the user can mend. The message is one line: the cause, then the mend; stages print it and exit 1."""

@@ -1,4 +1,4 @@
-"""Noise levels for score-based models, in float64, and the step size that fits them (Song & Ermon 2020, arXiv 2006.09011).
+"""Noise levels of score-based models, in float64, and the step size that fits them (Song & Ermon 2020, 2006.09011).
 
 Between neighbouring levels the ratio is g = sigma[i] / sigma[i+1]. Langevin dynamics at level sigma takes steps of size
 eta * sigma^2 on the score; eta is dimensionless (the paper's epsilon is eta * sigma_min^2, with images on [0, 1]).

@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, step) in training and of (seed, image index) in sampling: no hidden state to save."""
+"""Randomness as a function of (seed, step) in training, of (seed, image index) in sampling: no hidden state to save."""
 
 import hashlib
 

@@ -114,13 +114,12 @@ def take(data: Images, sizes: Preprocess) -> Images:
 
 
 def subset(available: int, n: int | None, where: str) -> Int64[np.ndarray, " n"]:
-    """Indices of the images to keep: all in file order, or the first `n` of one fixed shuffle.
+    """Indices of the images to keep, the first `n` (None: all) of one fixed shuffle.
 
-    The shuffle does not depend on the parameter `seed`, so that runs with other seeds learn from the same images, and a
+    Files may be sorted by class: after the shuffle, any first part of the set is a fair subset. The shuffle does not depend on the parameter `seed`, so that runs with other seeds learn from the same images, and a
     small subset lies within a larger one.
     """
-    if n is None:
-        return np.arange(available)
+    n = available if n is None else n
     if not 1 <= n <= available:
         raise UserError(f"{where} = {n} should be between 1 and {available}, or null for all")
     return np.random.default_rng(0).permutation(available)[:n]

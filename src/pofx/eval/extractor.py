@@ -8,6 +8,7 @@
 import importlib.util
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -99,6 +100,25 @@ def build(cfg: Fid, cache: Path, base: Path, device: torch.device) -> Extractor:
     return Extractor(name, keys, 2048, Inception(torch.load(weights, map_location="cpu", weights_only=True)), device)
 
 
+def package_forward(device: torch.device) -> Callable[[UInt8[Tensor, "b 3 h w"]], Float[Tensor, "b 1280"]]:
+    """The features of EfficientNet-Lite0 by the package's own forward: what `Lite0` is held against."""
+    from efficientnet_lite_pytorch import EfficientNet
+
+    net = EfficientNet.from_name("efficientnet-lite0").eval()
+    net.load_state_dict(_lite0_weights())
+    net.to(device)
+
+    @torch.no_grad()
+    def features(x: Tensor) -> Tensor:
+        return net.extract_features(_lite0_input(x)).mean((2, 3))
+
+    return features
+
+
+def _lite0_input(x: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 side side"]:
+    return F.interpolate((x.float() - 127) / 128, (LITE0_SIDE, LITE0_SIDE), mode="bilinear", align_corners=False)
+
+
 class Lite0(nn.Module):
     """uint8 (b,3,h,w) -> pooled features (b,1280).
 
@@ -127,8 +147,7 @@ class Lite0(nn.Module):
                 _merge_padding(getattr(owner, conv))
 
     def forward(self, x: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1280"]:
-        x = F.interpolate((x.float() - 127) / 128, (LITE0_SIDE, LITE0_SIDE), mode="bilinear", align_corners=False)
-        return self.net.extract_features(x).mean((2, 3))
+        return self.net.extract_features(_lite0_input(x)).mean((2, 3))
 
 
 class Inception(nn.Module):

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+from PIL import Image
 
 INK, GRID = "#808890", "#80889033"
 COLOURS = (
@@ -103,6 +104,18 @@ def cost(table: pd.DataFrame, key: str, tints: dict[str, str], path: Path) -> No
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:,g}")
         ax.xaxis.set_minor_formatter(NullFormatter())
+    _save(figure, path)
+
+
+def overview(grids: dict[str, Path], path: Path) -> None:
+    """The top of every grid, one below the other under its name: what the data are, and what was made of them."""
+    figure = Figure(figsize=(8.2, 1.35 * len(grids)), layout="constrained")
+    for i, (name, grid) in enumerate(grids.items()):
+        ax = figure.add_subplot(len(grids), 1, i + 1)
+        picture = Image.open(grid)
+        ax.imshow(picture.crop((0, 0, picture.width, picture.height * 2 // 5)), interpolation="none")
+        ax.set_title(name, color=INK, fontsize=9, loc="left", pad=3)
+        ax.axis("off")
     _save(figure, path)
 
 

@@ -173,6 +173,7 @@ def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
     figures = {"distance": comparison / "distance.png", "cost": comparison / "cost.png"}
     plots.bars(rows, keys, tints, figures["distance"])
     plots.cost(rows, keys[0], tints, figures["cost"])
+    plots.overview(got.samples, comparison / "overview.png")
     curves = {f: comparison / f"curve_{f}.png" for f in got.models}
     for f, path in curves.items():
         plots.curve(pd.read_csv(got.curves[f]), path, tints[f])
@@ -186,7 +187,7 @@ def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
         "sort_values": _sort_values(rows.loc[board.index], keys),
         "floor": got.metrics["protocol"]["floor"],
         "notice": notice(got.metrics),
-        "samples": {f: _uri(got.samples[f]) for f in order},
+        "samples": {f: _uri(got.samples[f]) for f in ("data", *order)},
         "curves": {f: _uri(curves[f]) for f in order},
         "figures": {name: _uri(path) for name, path in figures.items()},
         "exploration": {path.stem.replace("_", " "): _uri(path) for path in got.exploration},

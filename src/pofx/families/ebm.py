@@ -48,7 +48,10 @@ class Sample:
 
 
 class Model(Family):
-    alarm = "the mean energy left its bounds (ebm.energy_limit): lower ebm.train.lr or ebm.step_size, or raise ebm.alpha or ebm.chain"
+    alarm = (
+        "the mean energy left its bounds (ebm.energy_limit): "
+        "lower ebm.train.lr or ebm.step_size, or raise ebm.alpha or ebm.chain"
+    )
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -75,7 +78,7 @@ class Model(Family):
         }
 
     def _start(self, n: int, device: torch.device) -> tuple[Float[Tensor, "n 3 32 32"], Int64[Tensor, " n"]]:
-        """Where n chains start, and their places in the buffer: distinct ones, so that no two chains race for a place."""
+        """Where n chains start, and their places in the buffer: distinct, so that no two chains race for one."""
         slots = torch.randperm(len(self.buffer), device=device)[:n]
         start = to_model(self.buffer[slots])
         fresh = torch.rand(n, 1, 1, 1, device=device) < self.cfg.fresh

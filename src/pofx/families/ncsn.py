@@ -18,7 +18,7 @@ from pofx.core.errors import UserError
 from pofx.core.family import Family, Terms
 from pofx.core.loop import Train
 from pofx.core.rng import Noise
-from pofx.core.samplers import annealed_langevin
+from pofx.core.samplers import annealed_langevin, consistent_annealed
 from pofx.nn.unet import UNet
 
 UNITS = 2  # from images on [0, 1] to [-1, 1]
@@ -30,7 +30,7 @@ class Config:
     n_sigmas: int  # noise levels
     sigma_max: float  # about the largest distance between two images (Technique 1)
     sigma_min: float
-    weighting: Literal["dsm", "karras"]
+    weighting: Literal["dsm", "karras"]  # of the levels: sigma^2 as published, or with more for the coarse ones
     gaussian_skip: bool  # the network learns what the score of a Gaussian leaves over; false: the whole score
     channels: int
     multipliers: tuple[int, ...]
@@ -44,8 +44,9 @@ class Config:
 @dataclass(frozen=True)
 class Sample:
     batch: int
-    steps: int  # Langevin steps a level
-    step_size: float | None  # the papers' epsilon, at sigma_min, for images on [0, 1]; null: by Technique 4
+    sampler: Literal["langevin", "consistent"]
+    steps: int  # Langevin steps a level; the consistent sampler takes one
+    step_size: float | None  # the papers' epsilon, at sigma_min, images on [0, 1]; null: Technique 4, or ancestral
     denoise: bool  # end with one denoising step
 
 
@@ -64,6 +65,8 @@ class Model(Family):
         z = torch.randn_like(x)
         wide = sigma[:, None, None, None]
         dsm = 0.5 * (self.scaled_score(x + wide * z, sigma) + z).square().flatten(1).sum(1)
+        # "karras": equal weight for what the network itself has to get right at every level (arXiv 2206.00364, eq. 7
+        # ff.). The published weight leaves the coarse levels, where place and colour are decided, to long training.
         weight = 1 + (sigma / SIGMA_DATA) ** 2 if self.cfg.weighting == "karras" else 1.0
         return {"loss": weight * dsm, "dsm_per_pixel": dsm / x[0].numel()}
 
@@ -83,10 +86,23 @@ class Model(Family):
         return x + sigma * self.scaled_score(x, torch.full((len(x),), sigma, device=x.device))
 
     def sample(self, noise: Noise, cfg: Sample) -> Float[Tensor, "n 3 32 32"]:
-        """Annealed Langevin dynamics down the ladder that the model was trained on."""
+        """Down the ladder that the model was trained on, from pure noise."""
         levels = self.sigmas.double().tolist()
         ratio = levels[0] / levels[1]
-        eta = schedule.technique4(ratio, cfg.steps) if cfg.step_size is None else cfg.step_size / self.cfg.sigma_min**2
-        if not 0 < eta < 1:
-            raise UserError(f"sample.ncsn.step_size = {cfg.step_size} should lie between 0 and sigma_min^2")
+        eta = None if cfg.step_size is None else cfg.step_size / self.cfg.sigma_min**2
+        if cfg.sampler == "consistent":
+            check_step(eta, 1 - 1 / ratio, 1 + 1 / ratio, self.cfg.sigma_min)
+            return consistent_annealed(self.denoise, noise, (3, 32, 32), levels, eta, cfg.denoise)
+        check_step(eta, 0.0, 1.0, self.cfg.sigma_min)
+        eta = schedule.technique4(ratio, cfg.steps) if eta is None else eta
         return annealed_langevin(self.denoise, noise, (3, 32, 32), levels, cfg.steps, eta, cfg.denoise)
+
+
+def check_step(eta: float | None, low: float, high: float, sigma_min: float) -> None:
+    """Refuse a step size outside the sampler's range of validity."""
+    if eta is not None and not low < eta < high:
+        unit = sigma_min**2
+        raise UserError(
+            f"sample.ncsn.step_size = {eta * unit:.3g} should lie between {low * unit:.3g} and {high * unit:.3g} "
+            "with this ladder of noise levels; null chooses one"
+        )

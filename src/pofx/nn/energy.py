@@ -1,4 +1,7 @@
-"""A residual network from images to energies, after Du & Mordatch 2019 (IGEBM, arXiv 1903.08689): no norm layers that mix images."""
+"""A residual network from images to energies, after IGEBM (Du & Mordatch 2019, arXiv 1903.08689).
+
+Nothing in it mixes images: no batch statistics.
+"""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -12,7 +15,7 @@ class Energy(nn.Module):
     Args:
         channels: width of the first stage; it doubles in each of the two after it.
         blocks: residual blocks a stage; the first of each stage halves the side.
-        patch: fold patch x patch pixels into channels first, which costs patch^2 times less; 1 is the published network.
+        patch: fold patch x patch pixels into channels first: patch^2 times cheaper; 1 is the published network.
         spectral: bound the Lipschitz constant of every convolution by spectral normalisation.
     """
 

@@ -1,4 +1,4 @@
-"""A U-Net conditioned on the noise level, after Ho et al. 2020 (DDPM) with Gaussian Fourier features (Song et al. 2021)."""
+"""A U-Net that knows the noise level: DDPM (Ho et al. 2020) with Gaussian Fourier features (Song et al. 2021)."""
 
 import math
 from collections.abc import Sequence
