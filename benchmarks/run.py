@@ -18,8 +18,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stages import ROOT, RUNS, run  # first: puts src on the path
-
 from pofx.core import config, family, files, loop, machine
 from pofx.core.data import Pool
 from pofx.core.images import to_model
@@ -27,6 +25,7 @@ from pofx.core.rng import Noise
 from pofx.core.state import Slot
 from pofx.data.sprites import generate
 from pofx.eval import extractor
+from stages import ROOT, RUNS, run  # first: puts src on the path
 
 ROUNDS = 5
 

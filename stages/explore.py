@@ -1,4 +1,4 @@
-"""data/train.npy, data/test.npy, data/labels.npz -> plots/data/*.png, plots/samples/data.png: what the images look like."""
+"""data/{train,test}.npy, data/labels.npz -> plots/data/*.png, plots/samples/data.png: what the images look like."""
 
 from pathlib import Path
 

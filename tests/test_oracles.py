@@ -10,9 +10,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pofx.core import noise
+from pofx.core.errors import UserError
 from pofx.core.images import to_model, to_uint8
 from pofx.core.rng import BLOCK, Noise, fold
-from pofx.core.samplers import annealed_langevin
+from pofx.core.samplers import annealed_langevin, consistent_annealed
 from pofx.families.ebm import Model as Ebm
 from pofx.nn.unet import UNet
 
@@ -64,9 +65,37 @@ def test_final_step_is_the_denoised_mean_and_its_absence_leaves_the_last_noise()
     assert langevin(lambda x, sigma: torch.zeros_like(x), levels, 5, 0.1).abs().max() == 0
 
 
+@pytest.mark.parametrize("eta", [None, 0.3])
+def test_consistent_sampling_leaves_exactly_the_noise_of_the_level(eta):
+    levels = noise.geometric(10.0, 0.1, 20)  # ratio 0.785: valid steps lie in 0.215..1.785
+    for last in (5, 20):
+        x = consistent_annealed(
+            lambda x, sigma: torch.zeros_like(x), Noise(0, 0, 4096), (16,), list(levels[:last]), eta, False
+        )
+        assert x.std().item() == pytest.approx(levels[last - 1], rel=0.01)
+
+
+def test_consistent_sampling_draws_from_a_gaussian():
+    m, s = 0.3, 0.5
+    x = consistent_annealed(
+        lambda x, sigma: (s**2 * x + sigma**2 * m) / (s**2 + sigma**2),
+        Noise(0, 0, 4096), (4,), list(noise.geometric(10.0, 0.01, 200)), None, True,
+    )  # fmt: skip
+    assert x.mean().item() == pytest.approx(m, abs=0.02)
+    assert x.std().item() == pytest.approx(s, rel=0.02)
+
+
+@pytest.mark.parametrize(("sampler", "step_size"), [("consistent", 1e-5), ("consistent", 1.0), ("langevin", 5e-4)])
+def test_a_step_outside_the_range_of_validity_is_refused(sampler, step_size):
+    module, cfg = small("ncsn")
+    model = build(module, replace(cfg, sigma_min=0.02, n_sigmas=50))
+    with pytest.raises(UserError, match=r"sample.ncsn.step_size = .* should lie between"):
+        model.sample(Noise(0, 0, 1), module.Sample(64, sampler, 1, step_size, True))
+
+
 def test_a_network_that_returns_zero_scores_half_a_dimension(sprites):
     module, cfg = small("ncsn")
-    model = build(module, replace(cfg, gaussian_skip=False))
+    model = build(module, replace(cfg, gaussian_skip=False, weighting="dsm"))
     model.net = Zero()
     torch.manual_seed(0)
     loss = model(to_model(sprites))["loss"]
@@ -87,8 +116,9 @@ def test_ncsn_samples_data_of_one_image(sprites):
     model = build(module, cfg)
     image = to_model(sprites[:1])
     model.denoise = lambda x, sigma: image.expand_as(x)
-    drawn = model.sample(Noise(0, 0, 3), module.Sample(batch=64, steps=1, step_size=None, denoise=True))
-    assert torch.equal(to_uint8(drawn), sprites[:1].expand(3, -1, -1, -1))
+    for sampler in ("langevin", "consistent"):
+        drawn = model.sample(Noise(0, 0, 3), module.Sample(64, sampler, 1, None, True))
+        assert torch.equal(to_uint8(drawn), sprites[:1].expand(3, -1, -1, -1))
 
 
 class Zero(nn.Module):

@@ -78,7 +78,7 @@ def test_the_brief_table_fits_a_terminal():
 
 def test_figures_are_not_empty(built):
     names = {p.name for p in (built[0] / "comparison").iterdir()}
-    assert names == {"distance.png", "cost.png", *(f"curve_{f}.png" for f in MODELS)}
+    assert names == {"distance.png", "cost.png", "overview.png", *(f"curve_{f}.png" for f in MODELS)}
     for name in names:
         alpha = np.asarray(Image.open(built[0] / "comparison" / name))[..., 3]
         assert 0.01 < (alpha > 0).mean() < 0.9, name

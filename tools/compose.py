@@ -170,6 +170,7 @@ def _lay(tree: Any, new: dict[str, Any], where: str) -> None:
             _lay(tree[key], value, f"{where}{key}.")
         elif isinstance(tree[key], list) and isinstance(value, list):
             tree[key][:] = value
+            tree[key].fa.set_flow_style()  # an empty list has none of its own
         elif _differ(tree[key], value):
             tree[key] = value
 

@@ -116,8 +116,9 @@ def take(data: Images, sizes: Preprocess) -> Images:
 def subset(available: int, n: int | None, where: str) -> Int64[np.ndarray, " n"]:
     """Indices of the images to keep, the first `n` (None: all) of one fixed shuffle.
 
-    Files may be sorted by class: after the shuffle, any first part of the set is a fair subset. The shuffle does not depend on the parameter `seed`, so that runs with other seeds learn from the same images, and a
-    small subset lies within a larger one.
+    Files may be sorted by class: after the shuffle, any first part of the set is a fair subset. It does not depend on
+    the parameter `seed`, so that runs with other seeds learn from the same images, and a small subset lies within a
+    larger one.
     """
     n = available if n is None else n
     if not 1 <= n <= available:
