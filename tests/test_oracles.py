@@ -144,7 +144,7 @@ def test_likelihood_is_the_sum_over_pixels_of_the_log_density():
 
 def test_kl_and_beta_enter_the_loss_as_sums(sprites):
     x = to_model(sprites[:4])
-    model = vae(beta=1.0, kl_warmup=0)
+    model = vae(beta=1.0, kl_warmup=0, latent=64)
     model.encode = lambda x: (torch.full((len(x), 64), 0.5), torch.full((len(x), 64), -1.0))
     terms = model.train()(x)
     want = torch.distributions.kl_divergence(
