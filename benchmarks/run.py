@@ -25,7 +25,7 @@ from pofx.core.rng import Noise
 from pofx.core.state import Slot
 from pofx.data.sprites import generate
 from pofx.eval import extractor
-from stages import ROOT, RUNS, run  # first: puts src on the path
+from stages import ROOT, RUNS, run
 
 ROUNDS = 5
 

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-RUNS = (
-    Path(os.environ.get("DVC_ROOT", ROOT)) / "runs"
-)  # scratch; the parent repository's own also in a throw-away clone
+# Scratch: the parent repository's, also where DVC runs the stage in a throw-away clone.
+RUNS = Path(os.environ.get("DVC_ROOT", ROOT)) / "runs"
 sys.path.insert(0, str(ROOT / "src"))
 
 from pofx.core.errors import UserError
@@ -25,6 +24,8 @@ def run(main: Callable[..., None], *args) -> None:
         main(*args)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error.filename} is missing: `dvc repro` makes what this stage needs")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -65,7 +65,7 @@ def run_card(got: report.Metrics, root: Path) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "torch": version("torch"),
         "git": _git(root, "rev-parse", "HEAD")
-        + (", with changes" if _git(root, "status", "--porcelain", "-uno") else ""),
+        + (", with changes" if _git(root, "status", "--porcelain", "--", "src", "stages") else ""),
         "seconds": round(sum(got["train_seconds"].values()) + sampling, 1),
     }
 
@@ -100,7 +100,9 @@ def _chapter(folder: Path) -> str:
         f"training and drawing took {report.clock(card['seconds'])}.",
     ]
     grids = [f"**{f}**\n\n![images drawn by {f}]({path}/plots/samples/{f}.png)" for f in order]
-    figures = [f"![{name} of the families]({path}/plots/comparison/{name}.png)" for name in ("distance", "cost")]
+    figures = [
+        f"![{name} of the families]({path}/plots/comparison/{name}.png)" for name in ("overview", "distance", "cost")
+    ]
     return "\n\n".join(
         [f"## {folder.name}", *facts, board.to_markdown(index=False), report.notice(got), *figures, *grids]
     )

@@ -11,6 +11,8 @@ class Bar(tqdm):
     def __init__(self, *args, **kwargs):
         self._tty = sys.stderr.isatty()
         every = 0.5 if self._tty else 15.0
+        if not self._tty and not kwargs.get("leave", True):
+            kwargs["disable"] = True  # a bar within a bar: a log wants the outer one only
         super().__init__(
             *args, **{"mininterval": every, "dynamic_ncols": True, "smoothing": 0.1, "miniters": 1, **kwargs}
         )
