@@ -1,7 +1,7 @@
 # make repro: everything, from a bare machine to the report. make test: the tests. `make setup` is implied by both.
 PYTHON ?= python3
 BIN := .venv/bin
-# An unwritable cache or an activated environment elsewhere must not leak in; stages need the environment's `python` first.
+# DVC runs the stages' `python`: the environment's must come first, and no other environment leak in.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/.venv
 unexport PYTHONPATH PYTHONHOME
@@ -21,22 +21,23 @@ $(BIN)/.installed: requirements.txt constraints.txt
 
 repro: setup
 	@touch $(BIN)/.began
-	dvc repro
+	$(BIN)/python -m tools.compose --check
+	$(BIN)/dvc repro
 	@# the report stage prints the table; where there was nothing to do, print it here
-	@test report/index.html -nt $(BIN)/.began || python -m stages.report --table
+	@test report/index.html -nt $(BIN)/.began || $(BIN)/python -m stages.report --table
 
 test: setup
-	python -m pytest
+	$(BIN)/python -m pytest
 
 lint: setup
-	ruff check .
-	ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 bench: setup
-	python -m benchmarks.run
+	$(BIN)/python -m benchmarks.run
 
 lock: setup  # renew constraints.txt from requirements.txt
 	env -u UV_FIND_LINKS uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --no-header requirements.txt -o constraints.txt
 
-clean:  # what a run leaves, not what git holds; DVC's cache stays, so that `make repro` restores what was trained
+clean:  # outputs and scratch; DVC's cache stays, so that `make repro` restores what was trained
 	rm -rf data models samples features report runs dvc_plots .pytest_cache .ruff_cache

@@ -25,8 +25,13 @@ def run(main: Callable[..., None], *args) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     except FileNotFoundError as error:
-        sys.exit(f"error: {error.filename} is missing: `dvc repro` makes what this stage needs")
+        sys.exit(f"error: {error.filename or error} is missing: `dvc repro` makes what a stage needs")
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again", file=sys.stderr)
+        sys.exit(130)
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EROFS):
+            sys.exit(f"error: cannot write {error.filename}: permission denied or read-only")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         sys.exit(f"error: no space left for {error.filename or 'the output'}: free some and run the same command again")

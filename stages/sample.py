@@ -17,8 +17,8 @@ from pofx.core.rng import BLOCK, Noise, fold
 
 def main(name: str) -> None:
     cfg, n = config.section(f"sample.{name}", family.module(name).Sample), config.value("sample.n", int)
-    if cfg.batch % BLOCK:
-        raise UserError(f"sample.{name}.batch = {cfg.batch} should be a multiple of {BLOCK}")
+    if n < 1 or cfg.batch < 1 or cfg.batch % BLOCK:
+        raise UserError(f"sample.{name}.batch = {cfg.batch} should be a multiple of {BLOCK}, and sample.n above 0")
     seed, device = config.value("seed", int), machine.device()
     model = family.load(Path(f"models/{name}"), device)
     drawn = []
@@ -26,7 +26,10 @@ def main(name: str) -> None:
     with torch.no_grad(), family.counted(model.net) as calls:
         for start in Bar(range(0, n, cfg.batch), desc=f"sample {name}", unit="batch"):
             noise = Noise(fold(seed, "sample", name), start, min(n, start + cfg.batch), device)
-            drawn.append(to_uint8(model.sample(noise, cfg)).cpu().numpy())
+            images = model.sample(noise, cfg)
+            if not images.isfinite().all():
+                raise UserError(f"{name} drew values that are not finite: train it longer, or change sample.{name}")
+            drawn.append(to_uint8(images).cpu().numpy())
     seconds = time.monotonic() - began
     images = np.concatenate(drawn)
     files.write_npy(Path(f"samples/{name}.npy"), images)

@@ -28,10 +28,15 @@ def main(name: str, minutes: float | None) -> None:
     model = module.Model(cfg).to(device)
     data = Path("data/train.npy")
     pool = Pool(torch.from_numpy(np.load(data)).to(device), train.batch, seed, train.flip)
-    result = [dataclasses.asdict(cfg), seed, state.code_hash(), files.digest(data)]
+    code, content = state.code_hash(), files.digest(data)
+    harmless = {"save_seconds", "preview_rows"}  # when to save or to show decides no weight
+    setting = dataclasses.asdict(cfg)
+    setting["train"] = {k: v for k, v in setting["train"].items() if k not in harmless}
     draw = config.untracked(f"sample.{name}", module.Sample)  # for previews alone: no output depends on it
 
-    with state.Slot(RUNS, f"train_{name}", result, fresh=bool(os.environ.get("FRESH"))) as slot:
+    with state.Slot(
+        RUNS, f"train_{name}", [setting, seed, code, content], fresh=os.environ.get("FRESH") == "1"
+    ) as slot:
 
         def preview(seen: int) -> None:
             drawn = to_uint8(model.sample(Noise(seed, 0, 20, device), draw))
@@ -42,7 +47,7 @@ def main(name: str, minutes: float | None) -> None:
         except loop.Stopped as stopped:
             print(f"{stopped}: the same command goes on from there", file=sys.stderr)
             sys.exit(stop.code)
-    family.save_model(Path(f"models/{name}"), name, cfg, model, {"seed": seed, "data": result[-1], "code": result[-2]})
+    family.save_model(Path(f"models/{name}"), name, cfg, model, {"seed": seed, "data": content, "code": code})
     files.write_csv(Path(f"plots/curves/{name}.csv"), curve)
     seen, size = curve[-1]["images"], sum(p.numel() for p in model.parameters())
     files.write_json(

@@ -18,7 +18,7 @@ from tools import compose
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = {group: sorted(p.stem for p in (ROOT / "conf" / group).glob("*.yaml")) for group in ("data", "scale")}
 COMBINATIONS = list(itertools.product(OPTIONS["data"], OPTIONS["scale"]))
-HEADER = "# composed by: python -m tools.compose "
+HEADER = compose.HEADER
 
 
 def load(text: str) -> dict:

@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import build, pool, slot, small, weights
+from conftest import build, defaults, pool, slot, small, weights
 from torch import nn
 
-from pofx.core import files, loop, state
+from pofx.core import config, family, files, loop, state
 from pofx.core.data import Pool
 from pofx.core.ema import Ema
 from pofx.core.errors import UserError
+from pofx.core.images import to_model
 
 
 def run(name, images, folder, stop=lambda: False, preview=lambda seen: None, **train):
@@ -33,6 +34,44 @@ def test_interrupted_equals_undisturbed_bitwise(name, sprites, tmp_path):
     resumed, again = run(name, sprites, tmp_path / "parts")
     assert all(np.array_equal(whole[k], resumed[k]) for k in whole)
     assert curve == again
+
+
+def test_interrupted_within_a_row_of_the_curve(sprites, tmp_path):
+    whole, curve = run("vae", sprites, tmp_path / "whole", rows=1)
+    asked = iter([False, True])
+    with pytest.raises(loop.Stopped, match="16 of 32 images"):
+        run("vae", sprites, tmp_path / "parts", rows=1, stop=lambda: next(asked))
+    resumed, again = run("vae", sprites, tmp_path / "parts", rows=1)
+    assert all(np.array_equal(whole[k], resumed[k]) for k in whole)
+    assert curve == again and len(curve) == 1
+
+
+def test_bf16_keeps_losses_in_float32(name, sprites, tmp_path):
+    module, cfg = small(name, images=4, batch=2, precision="bf16")
+    model = build(module, cfg)
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = model(to_model(sprites[:2]))
+    assert terms["loss"].dtype == torch.float32
+    with slot(tmp_path) as held:
+        curve, _ = loop.train(model, pool(sprites, cfg), cfg.train, 0, held)
+    assert all(math.isfinite(row["loss"]) for row in curve)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"clip": 0.0}, "vae.train.clip = 0.0 should be above 0"),
+        ({"rows": 0}, "vae.train.rows = 0 should be above 0"),
+        ({"images": 3}, r"vae.train.images = 3 should be at least one batch \(8\)"),
+        ({"betas": [0.9, 1.0]}, r"vae.train.betas = \[0.9, 1.0\] should lie in \[0, 1\)"),
+        ({"betas": [0.9]}, r"vae.train.betas = \[0.9\] should have 2 entries"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(change, says):
+    tree = defaults()["vae"]
+    tree = tree | {"train": tree["train"] | {"batch": 8} | change}
+    with pytest.raises(UserError, match=says):
+        config.build(family.module("vae").Config, tree, "vae")
 
 
 def test_a_finished_run_is_exported_again_without_training(sprites, tmp_path):

@@ -217,18 +217,20 @@ def test_chains_have_the_variance_of_the_energy():
     a, unit = 0.1, 0.05
     model = chain_model(step_size=a, noise=math.sqrt(2 * a) * unit, grad_clip=1e9)
     torch.manual_seed(0)
-    x = model._langevin(torch.zeros(32, 3, 32, 32), 120)
+    x, _ = model._langevin(torch.zeros(32, 3, 32, 32), 120)
     assert (x.std() / unit).item() == pytest.approx(math.sqrt(1 / (1 - a / 2)), rel=0.01)
 
 
 def test_chains_stay_in_range_clip_their_steps_and_leave_no_gradient():
     model = chain_model(step_size=1.0, noise=0.0, grad_clip=0.1)
     start = torch.full((2, 3, 32, 32), 0.95)
-    assert torch.allclose(model._langevin(start, 1), start - 0.1)
-    assert model._langevin(torch.full_like(start, 3.0), 1).max() == 1
+    moved, energy = model._langevin(start, 1)
+    assert torch.allclose(moved, start - 0.1)
+    assert torch.allclose(energy, model.net(start))
+    assert model._langevin(torch.full_like(start, 3.0), 1)[0].max() == 1
     assert model.net.scale.grad is None
     assert model.net.scale.requires_grad
-    assert not model._langevin(start, 2).requires_grad
+    assert not any(t.requires_grad for t in model._langevin(start, 2))
 
 
 def test_energy_does_not_depend_on_batch_mates_or_mode(sprites):

@@ -23,6 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from pofx.core import config, files
@@ -30,7 +31,8 @@ from pofx.core.errors import UserError
 from stages import ROOT, run
 
 CONF = ROOT / "conf"
-USAGE = "usage: python -m tools.compose [--flags] [data=...] [scale=...] [key=value ...]"
+HEADER = "# composed by: python -m tools.compose "
+USAGE = "usage: python -m tools.compose [--flags | --check] [data=...] [scale=...] [key=value ...]"
 DEFAULTS = re.compile(r"\A(?:#.*\n|\n)*defaults:.*\n(?:[ -].*\n)*\n*")  # head of conf/config.yaml, not for params.yaml
 PLAIN = re.compile(r"[A-Za-z_/][\w/.:%?@+-]*")  # strings that Hydra's grammar takes without quotes
 INERT = re.compile(r"[\w@%+=:,./\[\]-]+")  # words that no POSIX shell changes
@@ -119,7 +121,7 @@ def text(overrides: list[str]) -> str:
     body = io.StringIO()
     yaml.dump(tree, body)
     check(YAML(typ="safe").load(body.getvalue()))
-    return f"# composed by: python -m tools.compose {shlex.join(words)}\n\n{body.getvalue()}"
+    return f"{HEADER}{shlex.join(words)}\n\n{body.getvalue()}"
 
 
 def flags(now: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -137,15 +139,33 @@ def flags(now: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 def main(*arguments: str) -> None:
     options = [a for a in arguments if a.startswith("-")]
-    if options not in ([], ["--flags"]):
+    if options not in ([], ["--flags"], ["--check"]):
         raise UserError(USAGE)
+    if options == ["--check"]:
+        check(config.params("params.yaml"))
+        return
     composed = text([a for a in arguments if a not in options])
     if options:
         print(flags(config.params("params.yaml"), YAML(typ="safe").load(composed)))
         return
+    for edit in _edits(Path("params.yaml")):
+        print(f"dropped an edit of params.yaml: {edit}", file=sys.stderr)
     with files.atomic(Path("params.yaml")) as file:
         file.write(composed.encode())
     print(composed.splitlines()[0].replace("# composed", "params.yaml composed"))
+
+
+def _edits(path: Path) -> list[str]:
+    """Values in params.yaml that its own header does not explain, as key=value: edits by hand or by -S."""
+    first = path.read_text().partition("\n")[0] if path.is_file() else ""
+    if not first.startswith(HEADER):
+        return []
+    try:
+        was = _leaves(YAML(typ="safe").load(text(shlex.split(first.removeprefix(HEADER)))))
+        now = _leaves(YAML(typ="safe").load(path.read_text()))
+    except (UserError, YAMLError):
+        return []  # an older conf/, or a broken file: nothing to compare with
+    return [f"{key}={value}" for key, value in now.items() if key not in was or _differ(was[key], value)]
 
 
 def _composed(words: list[str]) -> dict[str, Any]:

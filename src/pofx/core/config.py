@@ -66,7 +66,7 @@ def build(cls: type[T], tree: Any, where: str) -> T:
     """An instance of the dataclass `cls` from the mapping `tree`; `where` names it in errors.
 
     Raises:
-        UserError: an unknown, missing or wrongly typed key.
+        UserError: an unknown, missing or wrongly typed key, or a value that the dataclass refuses (ValueError).
     """
     if not isinstance(tree, dict):
         raise UserError(f"{where} = {tree!r} should be a mapping with the keys {', '.join(_fields(cls))}")
@@ -76,7 +76,11 @@ def build(cls: type[T], tree: Any, where: str) -> T:
     for key in fields:
         if key not in tree:
             raise UserError(f"{where}.{key} is missing: add it (see conf/ for a value)")
-    return cls(**{k: _convert(hints[k], tree[k], f"{where}.{k}") for k in fields})
+    values = {k: _convert(hints[k], tree[k], f"{where}.{k}") for k in fields}
+    try:
+        return cls(**values)
+    except ValueError as error:  # a dataclass refuses a value out of range, and names the key
+        raise UserError(f"{where}.{error}") from None
 
 
 def _find(key: str, path: str) -> Any:
@@ -112,6 +116,8 @@ def _convert(kind: Any, got: Any, where: str) -> Any:
             raise UserError(f"{where} = {got!r} should be one of {', '.join(map(repr, args))}")
         return got
     if origin is tuple and isinstance(got, list | tuple):
+        if args[-1] is not Ellipsis and len(args) != len(got):
+            raise UserError(f"{where} = {list(got)!r} should have {len(args)} entries")
         return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(got))
     if kind is float and type(got) is int:
         return float(got)

@@ -65,8 +65,11 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Family:
     """The model in `folder`, on `device`, in eval mode."""
     card = files.read_json(Path(folder) / "model.json")
     family = module(card["family"])
-    model = family.Model(config.build(family.Config, card["config"], f"{folder}/model.json"))
+    cfg = config.build(family.Config, card["config"], f"{folder}/model.json")
+    model = family.Model(cfg)
     model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    if cfg.train.channels_last:
+        model.to(memory_format=torch.channels_last)
     return model.to(device).eval()
 
 

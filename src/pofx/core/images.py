@@ -8,6 +8,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from pofx.core.files import atomic
+
 
 def to_model(x: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
     """Bytes to floats: 0 -> -1, 255 -> 1."""
@@ -32,5 +34,5 @@ def grid(images: UInt8[np.ndarray, "n 3 h w"], columns: int, pad: int = 2, scale
 
 def save_grid(images: UInt8[np.ndarray, "n 3 h w"], path: Path, columns: int = 10) -> None:
     """`grid` as a PNG; the folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grid(images, columns).save(path, optimize=True)
+    with atomic(path) as file:
+        grid(images, columns).save(file, "PNG", optimize=True)

@@ -28,7 +28,7 @@ class Train:
     lr: float
     warmup: int  # images of linear ramp
     decay: Literal["constant", "cosine"]
-    betas: tuple[float, ...]
+    betas: tuple[float, float]
     weight_decay: float
     clip: float  # largest norm of the gradient
     ema_half_life: int  # images; 0: no averaging
@@ -39,6 +39,15 @@ class Train:
     rows: int  # of the curve, the number of host syncs of the run
     save_seconds: float  # between saves of the resumable state
     preview_rows: int  # a sample grid every so many rows of the curve; 0: none
+
+    def __post_init__(self) -> None:
+        for key in ("batch", "lr", "clip", "rows"):
+            if getattr(self, key) <= 0:
+                raise ValueError(f"{key} = {getattr(self, key)} should be above 0")
+        if self.images < self.batch:
+            raise ValueError(f"images = {self.images} should be at least one batch ({self.batch})")
+        if not all(0 <= b < 1 for b in self.betas):
+            raise ValueError(f"betas = {list(self.betas)} should lie in [0, 1)")
 
 
 class Stopped(Exception):
@@ -70,7 +79,7 @@ def train(
         pool: batches as a function of the step, on the model's device.
         seed: of everything random in training.
         slot: where the state is saved, and resumed from if it holds one.
-        stop: asked after every row of the curve; true saves and raises Stopped.
+        stop: asked after every step; true saves and raises Stopped.
         preview: called outside the step, with the averaged weights in the model and the images seen.
 
     Returns:
@@ -84,68 +93,67 @@ def train(
     if cfg.channels_last:
         model.to(memory_format=torch.channels_last)
     params = [p for p in model.parameters() if p.requires_grad]
-    opt = torch.optim.Adam(params, lr=cfg.lr, betas=cfg.betas[:2], weight_decay=cfg.weight_decay, fused=True)
+    opt = torch.optim.Adam(params, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True)
     ema = Ema(model, cfg.ema_half_life)
     if cfg.compile:
-        model.net.compile()
+        model.net.compile(dynamic=False)
 
     steps = cfg.images // cfg.batch
-    every = max(1, steps // cfg.rows)
-    start, curve, seconds = 0, [], 0.0
+    every = -(-steps // cfg.rows)
+    start, curve, seconds, sums = 0, [], 0.0, {}
     if (state := slot.load(device)) is not None:
         model.load_state_dict(state["model"])
         opt.load_state_dict(state["opt"])
         ema.load_state_dict(state["ema"])
-        start, curve, seconds = state["step"], state["curve"], state["seconds"]
+        start, curve, seconds, sums = (state[k] for k in ("step", "curve", "seconds", "sums"))
     where = f"from {start * cfg.batch:,} of {steps * cfg.batch:,} images" if start else "from the beginning"
     print(f"train {where} (state in {slot.folder})", file=sys.stderr)
 
     def save(step: int) -> None:
-        slot.save({"model": model.state_dict(), "opt": opt.state_dict(), "ema": ema.state_dict(),
-                   "step": step, "curve": curve, "seconds": seconds + time.monotonic() - began})  # fmt: skip
+        slot.save({"model": model.state_dict(), "opt": opt.state_dict(), "ema": ema.state_dict(), "step": step,
+                   "curve": curve, "sums": sums, "seconds": seconds + time.monotonic() - began})  # fmt: skip
 
     model.train()
-    sums: dict[str, torch.Tensor] = {}
     began = saved = time.monotonic()
-    bar = Bar(total=steps * cfg.batch, initial=start * cfg.batch, unit="img", unit_scale=True, desc="train")
-    for step in range(start, steps):
-        torch.manual_seed(fold(seed, step))
-        seen = step * cfg.batch
-        for group in opt.param_groups:
-            group["lr"] = lr_at(cfg, seen)
-        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
-            terms = model(pool(step))
-        terms["loss"].mean().backward()
-        norm = clip_grad_norm_(params, cfg.clip)
-        opt.step()
-        opt.zero_grad(set_to_none=True)
-        ema.update(seen=seen + cfg.batch, batch=cfg.batch)
+    with Bar(total=steps * cfg.batch, initial=start * cfg.batch, unit="img", unit_scale=True, desc="train") as bar:
+        for step in range(start, steps):
+            torch.manual_seed(fold(seed, step))
+            seen = step * cfg.batch
+            for group in opt.param_groups:
+                group["lr"] = lr_at(cfg, seen)
+            with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+                terms = model(pool(step))
+            terms["loss"].mean().backward()
+            norm = clip_grad_norm_(params, cfg.clip)
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+            seen += cfg.batch
+            ema.update(seen=seen, batch=cfg.batch)
 
-        for key, value in (terms | {"grad_norm": norm}).items():  # on the device: no sync until the row is full
-            value = value.detach().float().mean()
-            sums[key] = sums[key] + value if key in sums else value
-        bar.update(cfg.batch)
-        if (step + 1) % every and step + 1 < steps:
-            continue
-        row = _row(sums, 1 + step % every, seen + cfg.batch, lr_at(cfg, seen), model.alarm, slot)
-        curve.append(row)
-        sums = {}
-        bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
-        stopping = stop()
-        if stopping or time.monotonic() - saved > cfg.save_seconds or step + 1 == steps:
-            save(step + 1)
-            saved = time.monotonic()
-        if stopping and step + 1 < steps:
-            bar.close()
-            raise Stopped(
-                f"stopped at {seen + cfg.batch:,} of {steps * cfg.batch:,} images, state saved in {slot.folder}"
-            )
-        if cfg.preview_rows and len(curve) % cfg.preview_rows == 0:
-            with ema.swapped(), torch.no_grad():
-                model.eval()
-                preview(seen + cfg.batch)
-                model.train()
-    bar.close()
+            for key, value in (terms | {"grad_norm": norm}).items():  # on the device: no sync before a row or a save
+                value = value.detach().float().mean()
+                sums[key] = sums[key] + value if key in sums else value
+            bar.update(cfg.batch)
+            last, stopping = step + 1 == steps, stop()
+            full = last or (step + 1) % every == 0
+            due = last or stopping or time.monotonic() - saved > cfg.save_seconds
+            if not (full or due):
+                continue
+            row = _row(sums, 1 + step % every, seen, lr_at(cfg, seen - cfg.batch), model.alarm, slot)
+            if full:
+                curve.append(row)
+                sums = {}
+                bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
+            if due:
+                save(step + 1)
+                saved = time.monotonic()
+            if stopping and not last:
+                raise Stopped(f"stopped at {seen:,} of {steps * cfg.batch:,} images, state saved in {slot.folder}")
+            if full and cfg.preview_rows and len(curve) % cfg.preview_rows == 0:
+                with ema.swapped(), torch.no_grad():
+                    model.eval()
+                    preview(seen)
+                    model.train()
     seconds += time.monotonic() - began
     ema.swap()
     model.eval()
@@ -156,12 +164,12 @@ def _row(sums: dict[str, Any], steps: int, seen: int, lr: float, alarm: str, slo
     """Means over the interval, after the checks that end a diverging run before its state is saved."""
     keys = list(sums)
     means = dict(zip(keys, (torch.stack([sums[k] for k in keys]) / steps).tolist(), strict=True))
-    kept = f"the last good state is kept in {slot.folder}"
+    kept = f"the last good state is kept in {slot.folder}" if slot.path.exists() else "nothing had been saved yet"
     if means.pop("alarm", 0.0) > 0:
         raise UserError(f"stopped at {seen:,} images: {alarm}; {kept}")
     bad = [k for k, v in means.items() if not math.isfinite(v)]
     if bad:
         raise UserError(
-            f"diverged before {seen:,} images: {', '.join(bad)} not finite; lower train.lr or train.clip; {kept}"
+            f"diverged before {seen:,} images: {', '.join(bad)} not finite; lower lr or clip under train; {kept}"
         )
     return {"images": seen} | means | {"lr": lr}

@@ -19,16 +19,17 @@ import torch
 from pofx.core.errors import UserError
 from pofx.core.files import atomic
 
-PACKAGE = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[3]
+CODE = (REPOSITORY / "src", REPOSITORY / "stages")
 
 
 def code_hash() -> str:
-    """Hash of the source of every module of this project that the process has imported."""
+    """Hash of the source of every module of this project that the process has imported, its main included."""
     found = {getattr(m, "__file__", None) for m in list(sys.modules.values())}
-    sources = sorted(Path(f) for f in found if f and Path(f).is_relative_to(PACKAGE))
+    sources = sorted({Path(f).resolve() for f in found if f and any(Path(f).resolve().is_relative_to(c) for c in CODE)})
     h = hashlib.sha256()
     for path in sources:
-        h.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes() + b"\0")
+        h.update(str(path.relative_to(REPOSITORY)).encode() + b"\0" + path.read_bytes() + b"\0")
     return h.hexdigest()
 
 

@@ -13,7 +13,9 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn.utils.parametrize import cached
 
+from pofx.core.errors import UserError
 from pofx.core.family import Family, Terms
 from pofx.core.images import to_model, to_uint8
 from pofx.core.loop import Train
@@ -39,6 +41,12 @@ class Config:
     energy_limit: float  # a mean |E| above it stops the run
     train: Train
 
+    def __post_init__(self) -> None:
+        if self.buffer < self.train.batch:
+            raise ValueError(f"buffer = {self.buffer} should hold at least a batch ({self.train.batch})")
+        if self.chain < 1:
+            raise ValueError(f"chain = {self.chain} should be at least 1")
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -61,7 +69,7 @@ class Model(Family):
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Terms:
         start, slots = self._start(len(x), x.device)
-        negative = self._langevin(start, self.cfg.chain) if self.training else start
+        negative, first = self._langevin(start, self.cfg.chain) if self.training else (start, None)
         if self.training:
             self.buffer[slots] = to_uint8(negative)
         positive = x + self.cfg.data_noise * torch.randn_like(x)
@@ -74,42 +82,60 @@ class Model(Family):
             "energy_model": e_neg,
             "saturated": (negative.abs() == 1).float().mean(),
             "chain_move": (negative - start).abs().mean(),
+            "chain_fall": (first if first is not None else e_neg).detach() - e_neg.detach(),
             "alarm": size > 2 * self.cfg.energy_limit,
         }
 
     def _start(self, n: int, device: torch.device) -> tuple[Float[Tensor, "n 3 32 32"], Int64[Tensor, " n"]]:
         """Where n chains start, and their places in the buffer: distinct, so that no two chains race for one."""
-        slots = torch.randperm(len(self.buffer), device=device)[:n]
+        if self.training:
+            slots = torch.randperm(len(self.buffer), device=device)[:n]
+        else:  # nothing is put back, and a batch may be larger than the buffer
+            slots = torch.randint(len(self.buffer), (n,), device=device)
         start = to_model(self.buffer[slots])
         fresh = torch.rand(n, 1, 1, 1, device=device) < self.cfg.fresh
         return torch.where(fresh, 2 * torch.rand_like(start) - 1, start), slots
 
-    def _langevin(self, x: Tensor, steps: int, draw=torch.randn_like) -> Float[Tensor, "n 3 32 32"]:
-        """`steps` steps of x <- clamp(x - step_size * clip(dE/dx) + noise), without gradients of the weights."""
+    def _langevin(
+        self, x: Float[Tensor, "n 3 32 32"], steps: int, draw=torch.randn_like
+    ) -> tuple[Float[Tensor, "n 3 32 32"], Float[Tensor, " n"]]:
+        """`steps` steps of x <- clamp(x - step_size * clip(dE/dx) + noise), without gradients of the weights.
+
+        Returns:
+            Where the chains end, and the energies at which they started.
+        """
         cfg, weights = self.cfg, [p for p in self.net.parameters() if p.requires_grad]
         for p in weights:
             p.requires_grad_(False)
         was_training = self.net.training
         self.net.eval()  # spectral norm: no power iterations inside a chain
-        for _ in range(steps):
-            with torch.enable_grad():
-                x = x.detach().requires_grad_(True)
-                (slope,) = torch.autograd.grad(self.net(x).sum(), x)
-            with torch.no_grad():
-                x = x - cfg.step_size * slope.clamp(-cfg.grad_clip, cfg.grad_clip) + cfg.noise * draw(x)
-                x = x.clamp_(-1, 1)
+        first = None
+        with cached():  # the weights stand still: one spectral normalisation a chain
+            for _ in range(steps):
+                with torch.enable_grad():
+                    x = x.detach().requires_grad_(True)
+                    energy = self.net(x)
+                    (slope,) = torch.autograd.grad(energy.sum(), x)
+                first = energy.detach() if first is None else first
+                with torch.no_grad():
+                    x = x - cfg.step_size * slope.clamp(-cfg.grad_clip, cfg.grad_clip) + cfg.noise * draw(x)
+                    x = x.clamp_(-1, 1)
         self.net.train(was_training)
         for p in weights:
             p.requires_grad_(True)
-        return x.detach()
+        return x.detach(), first
 
     def sample(self, noise: Noise, cfg: Sample) -> Float[Tensor, "n 3 32 32"]:
         """Chains of cfg.chain steps from uniform noise, or from the places noise.start.. of the replay buffer."""
         if cfg.start == "noise":
             x = 2 * noise.uniform(3, 32, 32) - 1
         else:
-            places = torch.arange(noise.start, noise.stop, device=noise.device) % len(self.buffer)
-            x = to_model(self.buffer[places])
-        for _ in Bar(range(cfg.chain), desc="chain", leave=False):
-            x = self._langevin(x, 1, draw=lambda like: noise.normal(*like.shape[1:]))
+            if noise.stop > len(self.buffer):
+                raise UserError(
+                    f"sample.n exceeds ebm.buffer = {len(self.buffer)}: lower it, or set sample.ebm.start=noise"
+                )
+            x = to_model(self.buffer[noise.start : noise.stop])
+        with cached():
+            for _ in Bar(range(cfg.chain), desc="chain", leave=False):
+                x, _ = self._langevin(x, 1, draw=lambda like: noise.normal(*like.shape[1:]))
         return x

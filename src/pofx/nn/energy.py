@@ -36,7 +36,8 @@ class Energy(nn.Module):
         h = self.first(x)
         for block in self.blocks:
             h = block(h)
-        return self.last(F.silu(h).sum((2, 3))).squeeze(1)
+        # In float32 also under autocast: the loss is a small difference of energies.
+        return (F.silu(h).float().sum((2, 3)) * self.last.weight).sum(1) + self.last.bias
 
 
 class EnergyBlock(nn.Module):
