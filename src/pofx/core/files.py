@@ -25,7 +25,8 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None and error.filename is None:  # a full disk does not say for which file
+            error.filename = str(path)
         raise
     finally:
         part.unlink(missing_ok=True)
