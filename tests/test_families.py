@@ -20,7 +20,7 @@ def model(name):
 
 def draw(name, batch=64):
     cfg = config.build(family.module(name).Sample, defaults()["sample"][name], f"sample.{name}")
-    short = {"chain": 3, "steps": 1} | {"batch": batch}
+    short = {"chain": 3, "steps": 1, "step_size": None, "batch": batch}
     return type(cfg)(**{k: short.get(k, getattr(cfg, k)) for k in cfg.__dataclass_fields__})
 
 

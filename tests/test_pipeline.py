@@ -23,7 +23,7 @@ TINY = [
     "vae.channels=[8,8,8]", "vae.latent=8",
     "ebm.channels=8", "ebm.blocks=1", "ebm.patch=4", "ebm.buffer=64", "ebm.chain=2",
     "ncsn.n_sigmas=4", "ncsn.channels=8", "ncsn.multipliers=[1,2]", "ncsn.attention=[]", "ncsn.patch=4",
-    "sample.ebm.chain=2", "sample.ncsn.steps=1",
+    "sample.ebm.chain=2", "sample.ncsn.steps=1", "sample.ncsn.step_size=null",
     *(f"{f}.train.{k}={v}" for f in ("vae", "ebm", "ncsn") for k, v in
       {"images": 800 if f == "ebm" else 64, "batch": 16, "rows": 100, "save_seconds": 0, "preview_rows": 0}.items()),
 ]  # fmt: skip
