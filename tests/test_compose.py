@@ -62,9 +62,9 @@ def test_comments_order_and_layout_of_conf_survive():
 
 
 def test_later_words_win_and_are_in_the_header():
-    text = compose.text(["data=cifar10", "scale=gpu", "ncsn.n_sigmas=20", "data.url='file:///tmp/a b.tar.xz'"])
+    text = compose.text(["data=cifar10", "scale=gpu", "ncsn.n_sigmas=20", "data.url='file:///data/a b.tar.xz'"])
     assert load(text)["ncsn"]["n_sigmas"] == 20
-    assert load(text)["data"]["url"] == "file:///tmp/a b.tar.xz"
+    assert load(text)["data"]["url"] == "file:///data/a b.tar.xz"
     header = text.splitlines()[0]
     assert compose.text(shlex.split(header.removeprefix(HEADER))) == text
 
@@ -172,7 +172,7 @@ def test_no_difference_no_flags(here: Path, capsys: pytest.CaptureFixture):
 VALUES = [
     *(None, True, False, 0, -3, 2.5, 1e-05, 1e20, [1, 2], [], ["a b", "c"], [0.9, 0.999]),
     *("cosine", "pre-2015.pth", "null", "True", "nan", "12", "1e-4", "", "a b", "it's", "a\\", "a\\'b", "é"),
-    *("https://host/~user/a.tar.gz", "file:///tmp/x=y,z.tar.xz", "{x}", "$(ls)", "[1]"),
+    *("https://host/~user/a.tar.gz", "file:///data/x=y,z.tar.xz", "{x}", "$(ls)", "[1]"),
 ]
 
 
