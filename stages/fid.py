@@ -23,8 +23,14 @@ def main(name: str) -> None:
     net = extractor.build(cfg, RUNS / "weights", RUNS.parent, device)
     features = net.features(drawn, cfg.batch, name)
     row = distances.compare(features, reference, net.keys, cfg.kid_subsets, cfg.kid_subset_size, seed)
-    row |= likelihood.evaluate(model, test, cfg.batch, device, seed)
-    protocol = {"n": len(drawn), "test_images": len(test), "reference": f"train, {len(reference):,} images"}
+    bits = config.section("likelihood", likelihood.Likelihood)
+    row |= likelihood.evaluate(model, test, cfg.batch, device, seed, bits)
+    protocol = {
+        "n": len(drawn),
+        "test_images": len(test),
+        "bpd_images": min(bits.images, len(test)),
+        "reference": f"train, {len(reference):,} images",
+    }
     protocol |= {"extractor": net.name, "kid_subsets": cfg.kid_subsets, "kid_subset_size": cfg.kid_subset_size}
     row["protocol"] = protocol
     card = files.read_json(Path(f"models/{name}/model.json"))

@@ -1,4 +1,4 @@
-"""metrics/, plots/{curves,samples,data}/ -> report/{index.html,report.md}, plots/comparison/, metrics/summary.json.
+"""metrics/, plots/{curves,samples,denoising,progress,data}/ -> report/, plots/comparison/, metrics/summary.json.
 
 Prints the table. `python -m stages.report [--table]`: with --table it prints what is there, and writes nothing.
 """
@@ -10,11 +10,15 @@ from stages import run
 from pofx.core import config, files
 from pofx.eval import report
 
+PICTURES = ("strip", "ladder", "interpolation")
+
 
 def main(*options: str) -> None:
     models = config.value("models", tuple[str, ...])
     metrics = report.read(models, Path("metrics"))
     if not options:
+        swept = config.value("sweep.models", tuple[str, ...])
+        progress = {f: Path(f"plots/progress/{f}.png") for f in models}
         got = report.Material(
             models=models,
             metrics=metrics,
@@ -22,6 +26,9 @@ def main(*options: str) -> None:
             curves={f: Path(f"plots/curves/{f}.csv") for f in models},
             samples={f: Path(f"plots/samples/{f}.png") for f in ("data", *models)},
             exploration=sorted(Path("plots/data").glob("*.png")),
+            sweeps={f: files.read_json(Path(f"metrics/sweep/{f}.json")) for f in swept},
+            denoising={f: {name: Path(f"plots/denoising/{f}/{name}.png") for name in PICTURES} for f in swept},
+            progress={f: path for f, path in progress.items() if path.is_file()},  # a family may show none
         )
         report.build(got, Path("report"), Path("plots/comparison"))
         files.write_json(Path("metrics/summary.json"), report.summary(models, metrics))

@@ -21,12 +21,14 @@ def main(name: str) -> None:
         raise UserError(f"sample.{name}.batch = {cfg.batch} should be a multiple of {BLOCK}, and sample.n above 0")
     seed, device = config.value("seed", int), machine.device()
     model = family.load(Path(f"models/{name}"), device)
+    half = model.cfg.train.precision == "bf16"  # the network alone: samplers keep images in fp32
     drawn = []
     began = time.monotonic()
     with torch.no_grad(), family.counted(model.net) as calls:
         for start in Bar(range(0, n, cfg.batch), desc=f"sample {name}", unit="batch"):
             noise = Noise(fold(seed, "sample", name), start, min(n, start + cfg.batch), device)
-            images = model.sample(noise, cfg)
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                images = model.sample(noise, cfg)
             if not images.isfinite().all():
                 raise UserError(f"{name} drew values that are not finite: train it longer, or change sample.{name}")
             drawn.append(to_uint8(images).cpu().numpy())

@@ -27,32 +27,40 @@ def main(name: str, minutes: float | None) -> None:
     torch.manual_seed(fold(seed, "init"))
     model = module.Model(cfg).to(device)
     data = Path("data/train.npy")
-    pool = Pool(torch.from_numpy(np.load(data)).to(device), train.batch, seed, train.flip)
+    images = torch.from_numpy(np.load(data)).to(device)
+    pool = Pool(images, train.batch, seed, train.flip)
+    noted = model.prepare(images)
     code, content = state.code_hash(), files.digest(data)
     harmless = {"save_seconds", "preview_rows"}  # when to save or to show decides no weight
     setting = dataclasses.asdict(cfg)
     setting["train"] = {k: v for k, v in setting["train"].items() if k not in harmless}
-    draw = config.untracked(f"sample.{name}", module.Sample)  # for previews alone: no output depends on it
+    draw = config.untracked(f"sample.{name}", module.Sample)  # for previews alone, of which a change reruns nothing
 
     with state.Slot(
         RUNS, f"train_{name}", [setting, seed, code, content], fresh=os.environ.get("FRESH") == "1"
     ) as slot:
 
         def preview(seen: int) -> None:
-            drawn = to_uint8(model.sample(Noise(seed, 0, 20, device), draw))
-            save_grid(drawn.cpu().numpy(), slot.folder / f"{seen:010d}.png")
+            drawn = to_uint8(model.sample(Noise(fold(seed, "sample", name), 0, 16, device), draw))
+            files.write_npy(slot.folder / f"{seen:012d}.npy", drawn.cpu().numpy())
 
         try:
             curve, seconds = loop.train(model, pool, train, seed, slot, stop, preview)
         except loop.Stopped as stopped:
             print(f"{stopped}: the same command goes on from there", file=sys.stderr)
             sys.exit(stop.code)
+        seen = curve[-1]["images"]
+        with torch.no_grad():
+            preview(seen)
+        rows = [np.load(path) for path in sorted(slot.folder.glob("*.npy"))]
     family.save_model(Path(f"models/{name}"), name, cfg, model, {"seed": seed, "data": content, "code": code})
     files.write_csv(Path(f"plots/curves/{name}.csv"), curve)
-    seen, size = curve[-1]["images"], sum(p.numel() for p in model.parameters())
+    save_grid(np.concatenate(rows), Path(f"plots/progress/{name}.png"), columns=16)
+    size = sum(p.numel() for p in model.parameters())
     files.write_json(
         Path(f"metrics/train/{name}.json"),
-        {"train_loss": {name: curve[-1]["loss"]}, "parameters": {name: size}, "images_seen": {name: seen}},
+        {"train_loss": {name: curve[-1]["loss"]}, "parameters": {name: size}, "images_seen": {name: seen}}
+        | {key: {name: value} for key, value in noted.items()},
     )
     files.write_json(
         Path(f"metrics/time/train_{name}.json"),

@@ -43,9 +43,17 @@ def small(name: str, **train):
     """The module of a family and its default config, with a budget for tests."""
     module = family.module(name)
     cfg = config.build(module.Config, defaults()[name], name)
-    cheap = {"n_sigmas": 4, "chain": 2, "buffer": 128}
+    cheap = {"n_sigmas": 4, "timesteps": 40, "chain": 2, "buffer": 128}
     cfg = dataclasses.replace(cfg, **{k: v for k, v in cheap.items() if hasattr(cfg, k)})
-    budget = {"images": 32, "batch": 8, "rows": 4, "warmup": 0, "save_seconds": 0.0, "preview_rows": 0} | train
+    budget = {
+        "images": 32,
+        "accumulate": 1,
+        "batch": 8,
+        "rows": 4,
+        "warmup": 0,
+        "save_seconds": 0.0,
+        "preview_rows": 0,
+    } | train
     return module, dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, **budget))
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from PIL import Image
 from pofx.eval import report
 
 MODELS = ("vae", "ebm", "ncsn")
+SWEPT = ("ncsn", "edm")  # the second is not among the models compared
 KEYS = ["fd_effnet", "kid_effnet", "kid_effnet_std"]
 
 
@@ -22,7 +24,13 @@ def fake_metrics(keys: list[str] = KEYS) -> report.Metrics:
         values = dict(zip(keys, (1500.0 - 400 * i, 2.0 - 0.5 * i, 0.04), strict=True))
         trees.append({key: {f: value} for key, value in values.items()})
         trees.append({"test_loss": {f: float(rng.normal())}, "config": {f: {"width": 32, "sample": {"batch": 64}}}})
-        told = {"n": 2000, "reference": "train, 10,000 images", "extractor": "E <1280-d>", "test_images": 2000}
+        told = {
+            "n": 2000,
+            "reference": "train, 10,000 images",
+            "extractor": "E <1280-d>",
+            "test_images": 2000,
+            "bpd_images": 64,
+        }
         trees.append({"protocol": {f: told | {"kid_subsets": 100, "kid_subset_size": 1000}}})
         trees.append({"train_loss": {f: 1.0}, "parameters": {f: 68_200 * 10**i}, "images_seen": {f: 100_000}})
         trees.append(
@@ -33,8 +41,40 @@ def fake_metrics(keys: list[str] = KEYS) -> report.Metrics:
             }
         )
         trees.append({"sample_seconds_per_1000": {f: 0.4 * 20**i}, "nfe": {f: 20**i}})
+    trees.append({"overlap": {"ncsn": 0.21}, "largest_distance": {"ncsn": 30.13}})
     trees.append({"bpd": {"vae": 5.4321}, "bpd_stderr": {"vae": 0.01}})
     return report.merge(trees)
+
+
+def fake_sweep(scale: float, keys: list[str] = KEYS) -> dict[str, Any]:
+    """As stages/sweep.py writes it; a larger `scale` is a worse family."""
+    rows = [{"own": True, "sampler": "langevin", "steps": None, "denoise": last} for last in (True, False)]
+    rows += [
+        {"own": False, "sampler": sampler, "steps": steps, "denoise": True}
+        for sampler in ("ddim", "heun", "ancestral")
+        for steps in (5, 10, 20)
+    ]
+    for row in rows:
+        if row["sampler"] == "ancestral" and row["steps"] == 5:
+            row["refused"] = "ancestral <needs> more steps"
+            continue
+        nfe = (row["steps"] or 50) * (2 if row["sampler"] == "heun" else 1) - (not row["denoise"])
+        kid = scale * (0.05 + 4 / nfe) * (1.5 if row["sampler"] == "ancestral" else 1) + (not row["denoise"])
+        row |= {
+            "nfe": float(nfe),
+            "seconds_per_1000": 0.4 * nfe,
+            **dict(zip(keys, (900 * kid, kid, 0.05), strict=True)),
+        }
+    levels = []
+    for sigma in np.geomspace(0.01, 60, 16).tolist():
+        linear = 1 / (4 + sigma**-2)
+        mse = linear * (0.2 + 0.1 * scale)
+        levels.append({"sigma": sigma, "mse": mse, "eps_mse": mse / sigma**2, "linear_mse": linear})
+        levels[-1]["linear_eps_mse"] = linear / sigma**2
+    told = {"reference": "train, 10,000 images", "extractor": "E <1280-d>", "kid_subsets": 50, "kid_subset_size": 256}
+    told |= {"test_images": 128, "device": "cpu <fast>"}
+    return {"n": 256, "keys": keys, "protocol": told, "sigma_range": [0.02, 60.0], "rows": rows, "levels": levels,
+            "strip": [60.0, 8.0, 0.5, 0.02], "ladder": [0.02, 0.5, 8.0, 60.0]}  # fmt: skip
 
 
 def fake_material(folder: Path, metrics: report.Metrics) -> report.Material:
@@ -52,6 +92,9 @@ def fake_material(folder: Path, metrics: report.Metrics) -> report.Material:
         Image.fromarray(rng.integers(0, 256, (34, 34, 3), dtype=np.uint8)).save(folder / f"{f}.png")
     shutil.copy(folder / f"{MODELS[0]}.png", folder / "data.png")
     Image.new("RGB", (8, 8)).save(folder / "class_balance.png")
+    pictures = {name: folder / f"{name}.png" for name in ("strip", "ladder", "interpolation", "progress")}
+    for path in pictures.values():
+        Image.fromarray(rng.integers(0, 256, (34, 72, 3), dtype=np.uint8)).save(path)
     return report.Material(
         models=MODELS,
         metrics=metrics,
@@ -59,4 +102,7 @@ def fake_material(folder: Path, metrics: report.Metrics) -> report.Material:
         curves={f: folder / f"{f}.csv" for f in MODELS},
         samples={f: folder / f"{f}.png" for f in ("data", *MODELS)},
         exploration=[folder / "class_balance.png"],
+        sweeps={f: fake_sweep(1.0 + i) for i, f in enumerate(SWEPT)},
+        denoising={f: {k: v for k, v in pictures.items() if k != "progress"} for f in SWEPT},
+        progress={f: pictures["progress"] for f in ("vae", "ncsn")},
     )

@@ -18,6 +18,7 @@ from tools import compose
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = {group: sorted(p.stem for p in (ROOT / "conf" / group).glob("*.yaml")) for group in ("data", "scale")}
 COMBINATIONS = list(itertools.product(OPTIONS["data"], OPTIONS["scale"]))
+PRESETS = [(group, p.stem) for group in ("ncsn", "ddpm") for p in sorted((ROOT / "conf" / group).glob("*.yaml"))]
 HEADER = compose.HEADER
 
 
@@ -38,6 +39,52 @@ def test_every_combination_is_valid(data, scale):
     tree = load(compose.text([f"data={data}", f"scale={scale}"]))
     assert tree["data"]["name"] == data
     compose.check(tree)
+
+
+@pytest.mark.parametrize("scale", OPTIONS["scale"])
+@pytest.mark.parametrize(("family", "preset"), PRESETS)
+def test_presets_keep_their_identity_at_every_scale(family, preset, scale):
+    """What a preset says of levels, objective and network is what is trained; a scale changes sizes and budgets."""
+    tree, paper = (load(compose.text([f"{family}={preset}", f"scale={s}", "data=cifar10"])) for s in (scale, "paper"))
+    kept = {k: v for k, v in paper[family].items() if k not in ("net", "train")}
+    if (family, preset, scale) == ("ncsn", "unet", "laptop"):
+        kept |= {"n_sigmas": 50, "sigma_min": 0.02}
+    assert {k: tree[family][k] for k in kept} == kept
+    assert tree["sample"][family]["denoise"] == paper["sample"][family]["denoise"]
+
+
+def test_presets_are_as_published():
+    """Numbers of the papers, spelt out again."""
+
+    def published(word: str) -> tuple[dict, dict, dict]:
+        tree, family = load(compose.text([word, "scale=paper", "data=cifar10"])), word.partition("=")[0]
+        return tree[family], tree[family]["train"], tree["sample"][family]
+
+    for word, levels, draw, batch, lr in (
+        ("ncsn=v1", (10, 1.0, 0.01), ("langevin", 100, 2e-5, False), 128, 1e-3),
+        ("ncsn=fifty", (50, 1.0, 0.01), ("langevin", 100, 2e-5, True), 128, 1e-3),
+        ("ncsn=v2", (232, 50.0, 0.01), ("langevin", 5, 6.2e-6, True), 128, 1e-4),
+    ):
+        model, train, sample = published(word)
+        assert (model["n_sigmas"], model["sigma_max"], model["sigma_min"]) == levels
+        assert tuple(sample[k] for k in ("sampler", "langevin_steps", "step_size", "denoise")) == draw
+        assert (train["batch"], train["lr"], model["weighting"]) == (batch, lr, "dsm")
+    assert 0.5 ** (128 / published("ncsn=v2")[1]["ema_half_life"]) == pytest.approx(0.999, abs=1e-6)
+    model, train, sample = published("ddpm=ho2020")
+    assert (model["timesteps"], model["schedule"], model["prediction"]) == (1000, "linear", "eps")
+    assert (train["batch"], train["lr"], train["clip"], train["flip"]) == (128, 2e-4, 1.0, True)
+    assert 0.5 ** (128 / train["ema_half_life"]) == pytest.approx(0.9999, abs=1e-6)
+    assert (sample["sampler"], sample["variance"], sample["steps"], sample["clip"]) == (
+        "ancestral",
+        "large",
+        None,
+        True,
+    )
+    model, train, _ = published("ddpm=wide")
+    net = model["net"]
+    assert [net["channels"] * m for m in net["multipliers"]] == [96, 192, 384, 384]
+    assert (net["heads"], net["attention"], net["dropout"]) == (8, [16], 0.1)
+    assert (train["batch"], train["accumulate"], train["lr"]) == (128, 4, 2e-4)
 
 
 def test_committed_params_are_what_their_header_says():

@@ -1,4 +1,4 @@
-"""Extractors against the packages they come from, weights that are not as they should be, the shim, the likelihood."""
+"""Extractors against the packages they come from, weights that are not as they should be, the shim."""
 
 import io
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from pofx.core import files
 from pofx.core.errors import UserError
-from pofx.eval import extractor, likelihood, torchvision_compat
+from pofx.eval import extractor, torchvision_compat
 
 CPU = torch.device("cpu")
 
@@ -175,42 +175,3 @@ def test_the_shim_leaves_a_whole_torchvision_and_other_errors_alone(monkeypatch)
     monkeypatch.setattr(torchvision_compat.importlib, "import_module", broken)
     with pytest.raises(RuntimeError, match="out of memory"):
         torchvision_compat._load()
-
-
-# Likelihood
-
-
-class Stub(nn.Module):
-    def __init__(self, bits: bool, bad: float = 0.0):
-        super().__init__()
-        self.bits, self.bad, self.sizes = bits, bad, []
-
-    def forward(self, x):
-        assert not self.training and not torch.is_grad_enabled() and x.min() >= -1 and x.max() <= 1
-        self.sizes.append(len(x))
-        loss = x.mean((1, 2, 3)) + 0.1 * torch.randn(len(x)) + self.bad
-        return {"loss": loss, "extra": loss.sum()} | ({"bpd": loss + 5} if self.bits else {})
-
-
-def test_likelihood_is_a_mean_over_all_images_and_repeats():
-    x = pictures(10)
-    stub = Stub(bits=True).train()
-    got = likelihood.evaluate(stub, x, 4, CPU, seed=3)
-    assert stub.sizes == [4, 4, 2]
-    assert (
-        got
-        == likelihood.evaluate(Stub(bits=True), x, 4, CPU, seed=3)
-        != likelihood.evaluate(Stub(bits=True), x, 4, CPU, seed=4)
-    )
-    assert got["bpd"] == pytest.approx(got["test_loss"] + 5, abs=1e-5)
-    assert got["test_loss"] == pytest.approx(x.mean() / 127.5 - 1, abs=0.2)
-    assert 0.01 < got["bpd_stderr"] < 0.2
-
-
-def test_no_likelihood_is_an_honest_blank():
-    assert list(likelihood.evaluate(Stub(bits=False), pictures(3), 4, CPU, seed=0)) == ["test_loss"]
-
-
-def test_a_diverged_model_is_a_user_error():
-    with pytest.raises(UserError, match="not finite"):
-        likelihood.evaluate(Stub(bits=False, bad=float("nan")), pictures(3), 4, CPU, seed=0)

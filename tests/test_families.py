@@ -1,16 +1,19 @@
 """The contract of `pofx.core.family.Family`, for every family."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import build, defaults, pool, slot, small, weights
+from ruamel.yaml import YAML
 
 from pofx.core import config, family
 from pofx.core.images import to_model, to_uint8
 from pofx.core.loop import train
 from pofx.core.rng import Noise
+from tools import compose
 
 
 @pytest.fixture
@@ -20,7 +23,7 @@ def model(name):
 
 def draw(name, batch=64):
     cfg = config.build(family.module(name).Sample, defaults()["sample"][name], f"sample.{name}")
-    short = {"chain": 3, "steps": 1, "step_size": None, "batch": batch}
+    short = {"chain": 3, "steps": 4, "step_size": None, "batch": batch}
     return type(cfg)(**{k: short.get(k, getattr(cfg, k)) for k in cfg.__dataclass_fields__})
 
 
@@ -103,6 +106,34 @@ def test_training_learns(name, sprites, tmp_path):
     else:
         first, last = curve[0]["loss"], np.mean([row["loss"] for row in curve[-3:]])
         assert last < first - 0.2 * abs(first)
+
+
+@pytest.mark.parametrize("word", ["ncsn=v1", "ncsn=fifty", "ncsn=v2", "ddpm=wide"])
+def test_presets_train_and_draw_at_laptop_scale(word, sprites, tmp_path):
+    name = word.partition("=")[0]
+    tree = YAML(typ="safe").load(compose.text([word, "scale=laptop"]))
+    module = family.module(name)
+    cfg = config.build(module.Config, tree[name], name)
+    cfg = replace(cfg, train=replace(cfg.train, images=32, rows=2, preview_rows=0, warmup=0))
+    model = build(module, cfg)
+    with slot(tmp_path) as held:
+        curve, _ = train(model, pool(sprites, cfg), cfg.train, 0, held)
+    assert np.isfinite([row["loss"] for row in curve]).all()
+    with torch.no_grad():
+        drawn = model.sample(Noise(0, 0, 2), config.build(module.Sample, tree["sample"][name], f"sample.{name}"))
+    assert drawn.shape == (2, 3, 32, 32) and drawn.isfinite().all()
+
+
+def test_samples_of_a_half_precision_network_are_those_of_the_full_one(sprites):
+    """The network alone is in bf16, the sampler's state is not: errors stay near a grey level and do not build up."""
+    module, cfg = small("edm")
+    model = build(module, cfg).eval()
+    with torch.no_grad():
+        full = model.sample(Noise(5, 0, 4), draw("edm"))
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model.sample(Noise(5, 0, 4), draw("edm"))
+    assert half.dtype == torch.float32
+    assert (full - half).square().mean().sqrt() < 0.02 * full.std()
 
 
 def test_models_do_not_share_state(name, sprites):

@@ -6,124 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import build, small
+from ruamel.yaml import YAML
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pofx.core import noise
-from pofx.core.errors import UserError
+from pofx.core import config
 from pofx.core.images import to_model, to_uint8
 from pofx.core.rng import BLOCK, Noise, fold
-from pofx.core.samplers import annealed_langevin, consistent_annealed
 from pofx.families.ebm import Model as Ebm
-from pofx.nn.unet import UNet
+from pofx.nn.unet import Shape, UNet
+from tools import compose
 
 D = 3 * 32 * 32
-
-
-# --- noise levels and samplers
-
-
-def test_technique4_gives_the_published_step_size():
-    levels = noise.geometric(50.0, 0.01, 232)
-    assert noise.technique4(levels[0] / levels[1], 5) * 0.01**2 == pytest.approx(6.18e-6, abs=0.01e-6)
-    assert noise.technique4(levels[0] / levels[1], 1) * 0.01**2 == pytest.approx(7.11e-6, abs=0.01e-6)
-
-
-def test_levels_are_geometric():
-    levels = noise.geometric(50.0, 0.01, 232)
-    assert len(levels) == 232
-    assert (levels[0], levels[-1]) == pytest.approx((50, 0.01))
-    assert levels[:-1] / levels[1:] == pytest.approx(1.03756, abs=1e-5)
-
-
-def langevin(denoise, levels, steps, eta, n=4096, dim=4, final=True):
-    return annealed_langevin(denoise, Noise(0, 0, n), (dim,), list(levels), steps, eta, final)
-
-
-def test_annealed_langevin_draws_from_a_gaussian():
-    """x0 ~ N(m, s^2): D(x; sigma) = (s^2 x + sigma^2 m) / (s^2 + sigma^2), the score (D - x) / sigma^2."""
-    m, s = 0.3, 0.5
-    levels = noise.geometric(10.0, 0.01, 200)
-    eta = noise.technique4(levels[0] / levels[1], 20)
-    x = langevin(lambda x, sigma: (s**2 * x + sigma**2 * m) / (s**2 + sigma**2), levels, 20, eta, n=2048)
-    assert x.mean().item() == pytest.approx(m, abs=0.02)
-    assert x.std().item() == pytest.approx(s, rel=0.02)
-
-
-def test_annealed_langevin_ends_at_a_point_mass():
-    levels = noise.geometric(10.0, 0.01, 100)
-    x = langevin(lambda x, sigma: torch.full_like(x, 0.7), levels, 3, 0.1, n=64)
-    assert (x - 0.7).abs().max() < 1e-4
-
-
-def test_final_step_is_the_denoised_mean_and_its_absence_leaves_the_last_noise():
-    levels = noise.geometric(10.0, 0.1, 100)
-    left = langevin(lambda x, sigma: torch.zeros_like(x), levels, 5, 0.1, final=False)
-    g, decay, q = levels[0] / levels[1], 0.9**10, 0.2 / (1 - 0.81)
-    variance = (1 - decay) * q / (1 - decay * g**2)  # of the level's own, where the ladder settles
-    assert left.std().item() == pytest.approx(0.1 * math.sqrt(variance), rel=0.02)
-    assert langevin(lambda x, sigma: torch.zeros_like(x), levels, 5, 0.1).abs().max() == 0
-
-
-@pytest.mark.parametrize("eta", [None, 0.3])
-def test_consistent_sampling_leaves_exactly_the_noise_of_the_level(eta):
-    levels = noise.geometric(10.0, 0.1, 20)  # ratio 0.785: valid steps lie in 0.215..1.785
-    for last in (5, 20):
-        x = consistent_annealed(
-            lambda x, sigma: torch.zeros_like(x), Noise(0, 0, 4096), (16,), list(levels[:last]), eta, False
-        )
-        assert x.std().item() == pytest.approx(levels[last - 1], rel=0.01)
-
-
-def test_consistent_sampling_draws_from_a_gaussian():
-    m, s = 0.3, 0.5
-    x = consistent_annealed(
-        lambda x, sigma: (s**2 * x + sigma**2 * m) / (s**2 + sigma**2),
-        Noise(0, 0, 4096), (4,), list(noise.geometric(10.0, 0.01, 200)), None, True,
-    )  # fmt: skip
-    assert x.mean().item() == pytest.approx(m, abs=0.02)
-    assert x.std().item() == pytest.approx(s, rel=0.02)
-
-
-@pytest.mark.parametrize(("sampler", "step_size"), [("consistent", 1e-5), ("consistent", 1.0), ("langevin", 5e-4)])
-def test_a_step_outside_the_range_of_validity_is_refused(sampler, step_size):
-    module, cfg = small("ncsn")
-    model = build(module, replace(cfg, sigma_min=0.02, n_sigmas=50))
-    with pytest.raises(UserError, match=r"sample.ncsn.step_size = .* should lie between"):
-        model.sample(Noise(0, 0, 1), module.Sample(64, sampler, 1, step_size, True))
-
-
-def test_a_network_that_returns_zero_scores_half_a_dimension(sprites):
-    module, cfg = small("ncsn")
-    model = build(module, replace(cfg, gaussian_skip=False, weighting="dsm"))
-    model.net = Zero()
-    torch.manual_seed(0)
-    loss = model(to_model(sprites))["loss"]
-    assert loss.mean().item() == pytest.approx(D / 2, rel=0.01)
-
-
-def test_gaussian_skip_alone_is_the_score_of_a_gaussian():
-    module, cfg = small("ncsn")
-    model = build(module, replace(cfg, gaussian_skip=True))
-    model.net = Zero()
-    x, sigma = torch.randn(4, 3, 32, 32), 0.7
-    assert torch.allclose(model.denoise(x, sigma), 0.25 / (0.25 + sigma**2) * x, atol=1e-6)
-
-
-def test_ncsn_samples_data_of_one_image(sprites):
-    """With the exact denoiser of a data set of one image, the model's own sampler returns that image."""
-    module, cfg = small("ncsn")
-    model = build(module, cfg)
-    image = to_model(sprites[:1])
-    model.denoise = lambda x, sigma: image.expand_as(x)
-    for sampler in ("langevin", "consistent"):
-        drawn = model.sample(Noise(0, 0, 3), module.Sample(64, sampler, 1, None, True))
-        assert torch.equal(to_uint8(drawn), sprites[:1].expand(3, -1, -1, -1))
-
-
-class Zero(nn.Module):
-    def forward(self, x, t):
-        return torch.zeros_like(x)
 
 
 # --- VAE
@@ -271,12 +165,18 @@ def test_memory_does_not_grow_with_the_chain():
 # --- networks, numbers, values
 
 
-def test_unet_at_the_ddpm_setting_has_the_published_size_and_cost():
-    net = UNet(128, (1, 2, 2, 2), blocks=2, attention=(16,), patch=1, dropout=0.1)
-    assert sum(p.numel() for p in net.parameters()) == 35_746_307
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(torch.zeros(1, 3, 32, 32), torch.zeros(1))
-    assert counter.get_total_flops() == pytest.approx(12.4e9, rel=0.02)
+@pytest.mark.parametrize(
+    ("preset", "parameters", "tolerance", "flop"), [("ho2020", 35_746_307, 0, 12.4e9), ("wide", 32.6e6, 0.01, None)]
+)
+def test_presets_of_ddpm_have_the_published_size_and_cost(preset, parameters, tolerance, flop):
+    tree = YAML(typ="safe").load(compose.text([f"ddpm={preset}", "scale=paper"]))
+    shape = config.build(Shape, tree["ddpm"]["net"], "ddpm.net")
+    with torch.device("meta"):
+        net = UNet(shape, "step")
+        with FlopCounterMode(display=False) as counter:
+            net(torch.zeros(1, 3, 32, 32), torch.zeros(1))
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(parameters, rel=tolerance)
+    assert flop is None or counter.get_total_flops() == pytest.approx(flop, rel=0.02)
 
 
 def test_bytes_survive_the_round_trip():

@@ -17,17 +17,22 @@ from tools import compose
 
 ROOT = Path(__file__).resolve().parents[1]
 N = 64
+FAMILIES = ("vae", "ebm", "ncsn", "ddpm", "edm")
 TINY = [
     "scale=laptop", f"data.sprites.n_train={N}", f"data.sprites.n_test={N}", f"sample.n={N}",
     f"fid.n_reference={N}", "fid.batch=32", "fid.kid_subsets=2", "fid.kid_subset_size=32",
     "vae.channels=[8,8,8]", "vae.latent=8",
     "ebm.channels=8", "ebm.blocks=1", "ebm.patch=4", "ebm.buffer=64", "ebm.chain=2",
-    "ncsn.n_sigmas=4", "ncsn.channels=8", "ncsn.multipliers=[1,2]", "ncsn.attention=[]", "ncsn.patch=4",
-    "sample.ebm.chain=2", "sample.ncsn.steps=1", "sample.ncsn.step_size=null",
-    *(f"{f}.train.{k}={v}" for f in ("vae", "ebm", "ncsn") for k, v in
+    "ncsn.n_sigmas=4", "sample.ebm.chain=2", "sample.ncsn.step_size=null", "sample.ddpm.steps=3", "sample.edm.steps=3",
+    *(f"{f}.net.{k}={v}" for f in ("ncsn", "ddpm", "edm") for k, v in
+      {"channels": 8, "multipliers": [1, 2], "attention": [], "patch": 4}.items()),
+    "likelihood.images=4", "likelihood.terms=3", "likelihood.ode_steps=2",
+    "sweep.n=16", "sweep.samplers=[ddim]", "sweep.steps=[2]",
+    *(f"{f}.train.{k}={v}" for f in FAMILIES for k, v in
       {"images": 800 if f == "ebm" else 64, "batch": 16, "rows": 100, "save_seconds": 0, "preview_rows": 0}.items()),
 ]  # fmt: skip
 CHAIN = "train_{0} sample@{0} fid@{0} report"
+DENOISER = f"{CHAIN} sweep@{{0}}"
 
 
 class Clone:
@@ -120,13 +125,13 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 
 def test_outputs(clone: Clone):
-    for family in ("vae", "ebm", "ncsn"):
+    for family in FAMILIES:
         images = np.load(clone.folder / f"samples/{family}.npy")
         assert images.shape == (N, 3, 32, 32) and images.dtype == np.uint8
         card = json.loads((clone.folder / f"models/{family}/model.json").read_text())
         assert card["family"] == family and card["provenance"]["code"], "see the head of dvc.yaml"
     summary = json.loads((clone.folder / "metrics/summary.json").read_text())
-    assert {"floor", "vae", "ebm", "ncsn"} <= set(summary["fd_effnet"])
+    assert {"floor", *FAMILIES} <= set(summary["fd_effnet"])
     assert all(np.isfinite(v) for v in summary["fd_effnet"].values())
     assert "<html" in (clone.folder / "report/index.html").read_text()
     made = [p for p in (clone.folder / "metrics").rglob("*.json")]
@@ -153,7 +158,7 @@ def test_one_family_and_back(clone: Clone):
     kept = ("dvc.lock", "metrics/summary.json", "metrics/time/train_ncsn.json", "plots/samples/ncsn.png")
     before = clone.bytes(*kept)
     output = clone("dvc exp run -n more -S ncsn.n_sigmas=6")
-    assert ran(output) == set(CHAIN.format("ncsn").split())
+    assert ran(output) == set(DENOISER.format("ncsn").split())
     assert clone.bytes(*kept)[0] != before[0]
     table = clone("dvc metrics diff")
     assert "fd_effnet.ncsn" in table and "fd_effnet.vae" not in table

@@ -1,12 +1,13 @@
 """The report from small made-up metrics: complete, self-contained, honest about blanks."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from fake_run import MODELS, fake_material, fake_metrics
+from fake_run import MODELS, SWEPT, fake_material, fake_metrics, fake_sweep
 from PIL import Image
 
 from pofx.core.errors import UserError
@@ -48,7 +49,8 @@ def test_page_is_self_contained(built):
     assert not page.open, "unclosed tags"
     assert page.loads and all(load.startswith("data:image/png;base64,") for load in page.loads)
     assert not re.search(r"https?://|@import|url\(", html)
-    assert len(page.images) == 4 + 2 + 3 + 1  # samples and data, comparison, curves, data
+    # Samples and data, comparison, denoising, errors and NFE, curves, progress, data.
+    assert len(page.images) == 4 + 2 + 3 * len(SWEPT) + 2 + 3 + 2 + 1
     assert all(image["alt"] for image in page.images)
     assert "prefers-color-scheme: dark" in html and "viewport" in html
 
@@ -57,8 +59,68 @@ def test_page_tells_all_that_a_number_needs(built):
     html = (built[0] / "report/index.html").read_text()
     protocol = ("train, 10,000 images", "E &lt;1280-d&gt;", "100 of 1000", "&#34;width&#34;: 32", "cpu")
     published = ("not comparable with published Inception FIDs", "Paper, Inception-FID, 50k", "25.32", "40.6", "4.77")
+    published += ("10.87", "arXiv:2006.09011", "1.97", "arXiv:2206.00364")
     for needed in protocol + published:
         assert needed in html, needed
+
+
+def test_page_shows_how_denoisers_denoise(built):
+    html = (built[0] / "report/index.html").read_text()
+    pictures = (
+        " = 60, 8, 0.5, 0.02; last",
+        "langevin, all noise levels",
+        "During training",
+        "Error at every noise level",
+    )
+    ladder = (
+        "C = 0.21, where 0.3 or more is wanted",
+        "is 30.1, images on [0, 1]; the largest noise level there, 30.",
+    )
+    for needed in pictures + ladder:
+        assert needed in html, needed
+    assert html.count("overlap by") == 1, "only where it was measured"
+
+
+def test_every_point_of_a_sweep_is_listed_and_what_was_refused_with_its_reason(built):
+    html, markdown = ((built[0] / "report" / name).read_text() for name in ("index.html", "report.md"))
+    rows = report.points({"ncsn": fake_sweep(1.0)})
+    assert len(rows) == 2 + 3 * 3 and list(rows[0])[:3] == ["model", "sampler", "levels"]
+    own, blank = rows[0], next(row for row in rows if row["refused"][0])
+    assert own["sampler"][0] == "langevin (own)" and own["levels"] == ("all", float("inf"))
+    assert own["kid_effnet"] == ("0.130 ± 0.050", pytest.approx(0.13)) and own["fd_effnet, N = 256"][0] == "117"
+    assert [row["last denoising"][0] for row in rows[:3]] == ["yes", "no", "yes"]
+    assert blank["NFE"] == (report.BLANK, float("inf")) and blank["kid_effnet"][0] == report.BLANK
+    assert "ancestral &lt;needs&gt; more steps" in html and "ancestral <needs> more steps" in markdown
+    assert html.count('class="note"') == len(SWEPT) * len(rows)
+    for told in ("256 images a point", "50 subsets of 256", "must not be set beside the leaderboard"):
+        assert told in html and told in markdown, told
+    assert "cpu &lt;fast&gt;" in html
+
+
+def test_without_denoisers_there_are_no_empty_sections(tmp_path):
+    got = fake_material(tmp_path / "in", fake_metrics())
+    got = dataclasses.replace(got, sweeps={}, denoising={}, progress={})
+    report.build(got, tmp_path / "report", tmp_path / "comparison")
+    html, markdown = ((tmp_path / "report" / name).read_text() for name in ("index.html", "report.md"))
+    assert not Page(html).open
+    for heading in ("Denoising", "NFE</h2>", "During training"):
+        assert heading not in html, heading
+    assert "Distance against NFE" not in markdown
+    assert not (tmp_path / "comparison/nfe.png").exists()
+
+
+def test_the_figure_of_a_sweep_stands_what_a_run_may_bring(tmp_path):
+    """One family, every point refused, distances below zero, no point but the own setting."""
+    refused, below, lonely = fake_sweep(1.0), fake_sweep(-0.1), fake_sweep(1.0)
+    refused["rows"] = [{**row, "refused": "no"} for row in refused["rows"]]
+    lonely["rows"] = lonely["rows"][:1]
+    for name, sweeps in {
+        "refused": [refused],
+        "below": [below, lonely],
+        "four": [below, refused, below, lonely],
+    }.items():
+        plots.nfe({f"f{i}": sweep for i, sweep in enumerate(sweeps)}, -0.001, tmp_path / f"{name}.png")
+        assert (np.asarray(Image.open(tmp_path / f"{name}.png"))[..., 3] > 0).any()
 
 
 def test_leaderboard_is_sorted_below_the_floor_and_blank_where_there_is_no_likelihood(built):
@@ -78,7 +140,8 @@ def test_the_brief_table_fits_a_terminal():
 
 def test_figures_are_not_empty(built):
     names = {p.name for p in (built[0] / "comparison").iterdir()}
-    assert names == {"distance.png", "cost.png", "overview.png", *(f"curve_{f}.png" for f in MODELS)}
+    fixed = {f"{name}.png" for name in ("distance", "cost", "overview", "nfe", "levels")}
+    assert names == fixed | {f"curve_{f}.png" for f in MODELS}
     for name in names:
         alpha = np.asarray(Image.open(built[0] / "comparison" / name))[..., 3]
         assert 0.01 < (alpha > 0).mean() < 0.9, name

@@ -1,11 +1,12 @@
 """Compose conf/ into params.yaml, the one file that stages read.
 
-    python -m tools.compose data=cifar10 scale=laptop [ncsn.n_sigmas=20 ...]     writes params.yaml
-    python -m tools.compose --flags data=cifar10 scale=laptop                    prints the difference, writes nothing
+    python -m tools.compose data=cifar10 ncsn=v2 scale=laptop [ncsn.n_sigmas=20 ...]     writes params.yaml
+    python -m tools.compose --flags data=cifar10 scale=laptop                            prints the difference alone
 
-conf/config.yaml holds every key with its comment, conf/data/ and conf/scale/ lay values over it, further words over
-those (Hydra's override grammar). `--flags` prints `-S key=value` words: `dvc exp run $(python -m tools.compose --flags
-scale=gpu)`; a value that Hydra wants in quotes needs `eval "dvc exp run $(...)"` instead.
+conf/config.yaml holds every key with its comment. Over it are laid, in this order, a data set (conf/data/), a preset of
+each family that has some (conf/ncsn/, conf/ddpm/), a scale (conf/scale/), what the preset wants at that scale
+(conf/ncsn_at/), and further words (Hydra's override grammar). `--flags` prints `-S key=value` words: `dvc exp run
+$(python -m tools.compose --flags scale=gpu)`; a value that Hydra wants in quotes needs `eval "dvc exp run $(...)"`.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ from stages import ROOT, run
 
 CONF = ROOT / "conf"
 HEADER = "# composed by: python -m tools.compose "
-USAGE = "usage: python -m tools.compose [--flags | --check] [data=...] [scale=...] [key=value ...]"
+USAGE = "usage: python -m tools.compose [--flags | --check] [data=... ncsn=... ddpm=... scale=...] [key=value ...]"
 DEFAULTS = re.compile(r"\A(?:#.*\n|\n)*defaults:.*\n(?:[ -].*\n)*\n*")  # head of conf/config.yaml, not for params.yaml
 PLAIN = re.compile(r"[A-Za-z_/][\w/.:%?@+-]*")  # strings that Hydra's grammar takes without quotes
 INERT = re.compile(r"[\w@%+=:,./\[\]-]+")  # words that no POSIX shell changes
@@ -51,12 +52,14 @@ def schema() -> dict[str, Any]:
     from pofx.data.binary import Preprocess
     from pofx.data.fetch import Data
     from pofx.eval.extractor import Fid
+    from pofx.eval.likelihood import Likelihood
+    from pofx.eval.sweep import Sweep
 
     families = {name: family.module(name) for name in config.family_names()}
     sample = dataclasses.make_dataclass("sample", [("n", int), *((f, m.Sample) for f, m in families.items())])
     configs = {name: module.Config for name, module in families.items()}
     return {"seed": int, "models": tuple[str, ...], "data": Data, "preprocess": Preprocess, **configs,
-            "sample": sample, "fid": Fid}  # fmt: skip
+            "sample": sample, "fid": Fid, "likelihood": Likelihood, "sweep": Sweep}  # fmt: skip
 
 
 def check(tree: dict[str, Any]) -> None:
@@ -77,11 +80,12 @@ def check(tree: dict[str, Any]) -> None:
     values = [(key, kind) for key, kind in kinds.items() if not dataclasses.is_dataclass(kind)]
     plain = dataclasses.make_dataclass("plain", values)
     config.build(plain, {key: tree[key] for key, _ in values}, "params.yaml")
-    for name in tree["models"]:
-        if name not in config.family_names():
-            raise UserError(f"models names {name!r}, which is no family: {_near(name, config.family_names())}")
-    if len(set(tree["models"])) < len(tree["models"]) or not tree["models"]:
-        raise UserError(f"models = {list(tree['models'])} should name one family or more, each once")
+    for key, names in (("models", tree["models"]), ("sweep.models", tree["sweep"]["models"])):
+        for name in names:
+            if name not in config.family_names():
+                raise UserError(f"{key} names {name!r}, which is no family: {_near(name, config.family_names())}")
+        if len(set(names)) < len(names) or not names:
+            raise UserError(f"{key} = {list(names)} should name one family or more, each once")
 
 
 def text(overrides: list[str]) -> str:
@@ -96,7 +100,8 @@ def text(overrides: list[str]) -> str:
         raise UserError("conf/config.yaml has no defaults list: `git checkout conf/config.yaml`")
     chosen: dict[str, str] = {}
     for entry in YAML(typ="safe").load(head[0])["defaults"]:
-        chosen |= {} if entry == "_self_" else entry
+        if entry != "_self_":  # an optional group is chosen by the others
+            chosen |= {group: option for group, option in entry.items() if not group.startswith("optional ")}
     yaml = YAML()
     yaml.Representer, yaml.preserve_quotes, yaml.width = Representer, True, 4096
     tree = yaml.load(source[head.end() :])

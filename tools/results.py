@@ -23,7 +23,8 @@ from pofx.core.errors import UserError
 from pofx.eval import report
 from stages import ROOT, run
 
-KEPT = ("params.yaml", "metrics", "plots/curves", "plots/samples", "plots/comparison")
+PLOTS = ("curves", "samples", "progress", "denoising", "comparison")
+KEPT = ("params.yaml", "metrics", *(f"plots/{part}" for part in PLOTS))
 USAGE = "usage: python -m tools.results [save NAME]"
 
 

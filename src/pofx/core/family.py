@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64, UInt8
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -34,6 +35,17 @@ class Family(nn.Module, abc.ABC):
 
     net: nn.Module  # what may be compiled, and whose calls are counted as function evaluations (NFE)
     alarm: str = ""  # what it means, and what to do, when forward returns a true "alarm"
+    # How bits per dimension are measured (pofx.eval.likelihood): "forward" in eval mode returns them, the variational
+    # "bound" of a chain, the "flow" of a continuum of noise levels; None: the family has no honest likelihood.
+    likelihood: Literal["forward", "bound", "flow"] | None = None
+    # Of a denoiser D(x, sigma), which then is the method `denoise`: smallest and largest noise level, images on
+    # [-1, 1], and the levels it was trained on, falling (None: a continuum).
+    sigma_range: tuple[float, float] | None = None
+    ladder: Float64[np.ndarray, " _"] | None = None
+
+    def prepare(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, float]:
+        """Look at the training images once, before training: returns what is worth a metric, warns on stderr."""
+        return {}
 
     @abc.abstractmethod
     def forward(self, x: Float[Tensor, "b 3 32 32"]) -> Terms:

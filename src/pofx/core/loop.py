@@ -24,7 +24,8 @@ class Train:
     """How to train; durations are counted in images, so that they survive a change of batch size."""
 
     images: int  # budget
-    batch: int
+    batch: int  # images of an optimiser step
+    accumulate: int  # parts that a batch is split into, one after the other: less memory, the same gradient
     lr: float
     warmup: int  # images of linear ramp
     decay: Literal["constant", "cosine"]
@@ -41,9 +42,11 @@ class Train:
     preview_rows: int  # a sample grid every so many rows of the curve; 0: none
 
     def __post_init__(self) -> None:
-        for key in ("batch", "lr", "clip", "rows"):
+        for key in ("batch", "accumulate", "lr", "clip", "rows"):
             if getattr(self, key) <= 0:
                 raise ValueError(f"{key} = {getattr(self, key)} should be above 0")
+        if self.batch % self.accumulate:
+            raise ValueError(f"accumulate = {self.accumulate} should divide the batch ({self.batch})")
         if self.images < self.batch:
             raise ValueError(f"images = {self.images} should be at least one batch ({self.batch})")
         if not all(0 <= b < 1 for b in self.betas):
@@ -121,18 +124,19 @@ def train(
             seen = step * cfg.batch
             for group in opt.param_groups:
                 group["lr"] = lr_at(cfg, seen)
-            with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
-                terms = model(pool(step))
-            terms["loss"].mean().backward()
+            for part in pool(step).chunk(cfg.accumulate):
+                with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+                    terms = model(part)
+                (terms["loss"].mean() / cfg.accumulate).backward()
+                for key, value in terms.items():  # on the device: no sync before a row or a save
+                    _add(sums, key, value.detach().float().mean() / cfg.accumulate)
             norm = clip_grad_norm_(params, cfg.clip)
             opt.step()
             opt.zero_grad(set_to_none=True)
             seen += cfg.batch
             ema.update(seen=seen, batch=cfg.batch)
 
-            for key, value in (terms | {"grad_norm": norm}).items():  # on the device: no sync before a row or a save
-                value = value.detach().float().mean()
-                sums[key] = sums[key] + value if key in sums else value
+            _add(sums, "grad_norm", norm)
             bar.update(cfg.batch)
             last, stopping = step + 1 == steps, stop()
             full = last or (step + 1) % every == 0
@@ -158,6 +162,10 @@ def train(
     ema.swap()
     model.eval()
     return curve, seconds
+
+
+def _add(sums: dict[str, Any], key: str, value: torch.Tensor) -> None:
+    sums[key] = sums[key] + value if key in sums else value
 
 
 def _row(sums: dict[str, Any], steps: int, seen: int, lr: float, alarm: str, slot: Slot) -> dict[str, int | float]:

@@ -1,11 +1,14 @@
 """The report's figures, as PNG files. Transparent, in mid-grey and colours that read on white and on black alike."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
@@ -58,7 +61,7 @@ def curve(frame: pd.DataFrame, path: Path, tint: str) -> None:
     _save(figure, path)
 
 
-def bars(table: pd.DataFrame, keys: tuple[str, str, str], tints: dict[str, str], path: Path) -> None:
+def bars(table: pd.DataFrame, keys: Sequence[str], tints: dict[str, str], path: Path) -> None:
     """Frechet distance and KID (with its spread over subsets) of every family, best first; a dashed line is the floor.
 
     Args:
@@ -98,12 +101,89 @@ def cost(table: pd.DataFrame, key: str, tints: dict[str, str], path: Path) -> No
             ax.annotate(f, (x, families.at[f, key]), (7, 5), textcoords="offset points", color=tints[f], fontsize=9)
         ax.axhline(table.at["floor", key], color=INK, linestyle="--", linewidth=1)
         ax.set_ylim(0, 1.15 * families[key].max())
-        low, high = seconds.min(), seconds.max()
-        ax.set_xlim(low / 2, high * 3)  # room for the names
+        ax.set_xlim(seconds.min() / 2, seconds.max() * 3)  # room for the names
         ax.set_xlabel(label, color=INK, fontsize=8)
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+        _plain(ax, seconds)
+    _save(figure, path)
+
+
+def nfe(sweeps: dict[str, dict[str, Any]], floor: float, path: Path) -> None:
+    """KID with its spread against the evaluations of the network: a panel a family, a line a sampler, and the family's
+    own sampler as a star, hollow without the last denoising step.
+
+    Args:
+        sweeps: metrics/sweep/*.json of every family.
+        floor: KID of test images; unbiased, so that it may stand beside KIDs of another number of images.
+    """
+    drawn = {f: [row for row in sweep["rows"] if "refused" not in row] for f, sweep in sweeps.items()}
+    names = dict.fromkeys(row["sampler"] for rows in drawn.values() for row in rows if not row["own"])
+    tints = {name: colour(i) for i, name in enumerate(names)}
+    values = [tuple(row[key] for key in sweeps[f]["keys"][1:]) for f, rows in drawn.items() for row in rows]
+    (least, noise), (most, _) = (pick(values, default=(0.0, 0.0)) for pick in (min, max))
+    log = least > noise and most > 10 * least  # not where the least is noise, and may be below zero
+    near = not log or floor > least / 3  # else the floor is far below the picture
+    columns = min(3, len(sweeps))
+    rows = -(-len(sweeps) // columns)
+    figure = Figure(figsize=(max(5.5, 3.3 * columns), 3.2 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for ax, (f, points) in zip(axes, drawn.items(), strict=False):
+        _samplers(_dress(ax, f), points, sweeps[f]["keys"], tints)
+        ax.set_yscale("log" if log else "linear")
+        ax.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
+        if near:
+            ax.axhline(floor, color=INK, linestyle="--", linewidth=1)
+    for ax in axes[len(drawn) :]:
+        ax.remove()
+    axes[0].set_ylabel(f"KID, smaller is better; {'dashed: ' * near}floor {short(floor)}", color=INK, fontsize=8)
+    signs = [Line2D([], [], color=tint, marker="o", markersize=4, label=name) for name, tint in tints.items()]
+    star = {"color": INK, "marker": "*", "markersize": 11, "linestyle": ""}
+    signs += [Line2D([], [], **star, label="own sampler")]
+    signs += [Line2D([], [], **star, label="own, without last denoising", markerfacecolor="none")]
+    where = {"loc": "outside lower center", "ncols": columns + 2}
+    figure.legend(handles=signs, **where, frameon=False, fontsize=8, labelcolor=INK)
+    _save(figure, path)
+
+
+def _samplers(ax: Axes, points: list[dict[str, Any]], keys: Sequence[str], tints: dict[str, str]) -> None:
+    """One panel of `nfe`."""
+    _, kid, spread = keys
+    thin = {"elinewidth": 0.9, "capsize": 2}
+    for name, tint in tints.items():
+        line = sorted((p["nfe"], p[kid], p[spread]) for p in points if p["sampler"] == name and not p["own"])
+        if line:
+            ax.errorbar(*zip(*line, strict=True), color=tint, marker="o", markersize=4, linewidth=1.4, **thin)
+    for p in (p for p in points if p["own"]):
+        tint = tints.get(p["sampler"], INK)
+        ax.errorbar(p["nfe"], p[kid], p[spread], color=tint, **thin)
+        face = tint if p["denoise"] else "none"
+        ax.plot(p["nfe"], p[kid], "*", markersize=13, color=tint, markerfacecolor=face, zorder=4)
+    ax.set_xscale("log")
+    ax.set_xlabel("network evaluations (NFE)", color=INK, fontsize=8)
+    _plain(ax, [p["nfe"] for p in points])
+
+
+def levels(sweeps: dict[str, dict[str, Any]], tints: dict[str, str], path: Path) -> None:
+    """Denoising error against the noise level, a line a family; dashed: the best linear denoiser, of the family with
+    the widest range."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    frames = {f: pd.DataFrame(sweep["levels"]) for f, sweep in sweeps.items()}
+    widest = max(frames.values(), key=lambda frame: frame["sigma"].max() / frame["sigma"].min())
+    panels = (
+        ("mse", r"error of the image, $|D - x_0|^2$"),
+        ("eps_mse", r"the same over $\sigma^2$: error of the noise"),
+    )
+    for i, (key, title) in enumerate(panels):
+        ax = _dress(figure.add_subplot(1, 2, i + 1), f"{title}, a dimension")
+        for f, frame in frames.items():
+            ax.plot(frame["sigma"], frame[key], color=tints[f], marker="o", markersize=3.5, linewidth=1.5, label=f)
+        ax.plot(
+            widest["sigma"], widest[f"linear_{key}"], color=INK, linestyle="--", linewidth=1, label="linear denoiser"
+        )
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_xlabel(r"noise level $\sigma$, images on [-1, 1]", color=INK, fontsize=8)
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:,g}")
-        ax.xaxis.set_minor_formatter(NullFormatter())
+    figure.axes[0].legend(frameon=False, fontsize=8, labelcolor=INK)
     _save(figure, path)
 
 
@@ -129,6 +209,14 @@ def _dress(ax: Axes, title: str) -> Axes:
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(INK)
     return ax
+
+
+def _plain(ax: Axes, values: Iterable[float]) -> None:
+    """Plain numbers along a log axis, at 1, 2 and 5 if there is room for them."""
+    values = [*values] or [1.0]
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 300 * min(values) else (1,)))
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _zoom(ax: Axes, values: np.ndarray) -> None:

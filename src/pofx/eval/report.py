@@ -18,11 +18,14 @@ from pofx.eval import plots
 Metrics = dict[str, dict[str, Any]]  # metric -> family (or "floor") -> value
 BLANK = "\N{EN DASH}"
 SUMMARY = ("bpd", "train_seconds")  # besides the distances
+FEWEST_OVERLAP = 0.3  # of neighbouring noise levels: below it Langevin dynamics may lose its way between them
 PAPERS = pd.DataFrame(
     [
         ("NCSN", "25.32", "", "Song and Ermon 2019, arXiv:1907.05600"),
+        ("NCSNv2", "10.87", "", "Song and Ermon 2020, arXiv:2006.09011"),
         ("IGEBM", "40.6", "", "Du and Mordatch 2019, arXiv:1903.08689"),
         ("DDPM", "3.17", "at most 3.75", "Ho et al. 2020, arXiv:2006.11239"),
+        ("EDM", "1.97", "", "Karras et al. 2022, arXiv:2206.00364"),
         ("VQ-VAE", "", "4.67", "van den Oord et al. 2017, arXiv:1711.00937"),
         ("NVAE", "", "2.91", "Vahdat and Kautz 2020, arXiv:2007.03898"),
         ("full-covariance Gaussian", "", "4.77", "no paper: fitted to training images, measured on test"),
@@ -84,6 +87,9 @@ class Material:
     curves: dict[str, Path]  # CSV of every family
     samples: dict[str, Path]  # PNG of every family
     exploration: list[Path]  # PNGs
+    sweeps: dict[str, dict[str, Any]]  # metrics/sweep/*.json of the denoisers
+    denoising: dict[str, dict[str, Path]]  # PNGs of the denoisers: strip, ladder, interpolation
+    progress: dict[str, Path]  # PNG of those families that kept their previews
 
 
 def read(models: tuple[str, ...], folder: Path) -> Metrics:
@@ -168,8 +174,8 @@ def summary(models: tuple[str, ...], metrics: Metrics) -> Metrics:
 
 def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
     """Draw the figures into `comparison`, write index.html and report.md into `out`; returns the leaderboard."""
-    rows, tints = table(got.models, got.metrics), {f: plots.colour(i) for i, f in enumerate(got.models)}
-    keys = distance_keys(got.metrics)
+    rows, keys = table(got.models, got.metrics), distance_keys(got.metrics)
+    tints = {f: plots.colour(i) for i, f in enumerate(dict.fromkeys([*got.models, *got.sweeps]))}
     figures = {"distance": comparison / "distance.png", "cost": comparison / "cost.png"}
     plots.bars(rows, keys, tints, figures["distance"])
     plots.cost(rows, keys[0], tints, figures["cost"])
@@ -177,6 +183,10 @@ def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
     curves = {f: comparison / f"curve_{f}.png" for f in got.models}
     for f, path in curves.items():
         plots.curve(pd.read_csv(got.curves[f]), path, tints[f])
+    if got.sweeps:
+        figures |= {"nfe": comparison / "nfe.png", "levels": comparison / "levels.png"}
+        plots.nfe(got.sweeps, got.metrics[keys[1]]["floor"], figures["nfe"])
+        plots.levels(got.sweeps, tints, figures["levels"])
 
     board = leaderboard(got.models, got.metrics)
     order = list(board.index[1:])
@@ -195,6 +205,11 @@ def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
         "protocol": {f: got.metrics["protocol"][f] for f in order},
         "config": {f: json.dumps(got.metrics["config"][f], indent=2) for f in order},
         "device": got.metrics["device"],
+        "swept": {key: _of_each(got.sweeps, key) for key in ("test_images", "device")},
+        "points": points(got.sweeps),
+        "sweep_notice": sweep_notice(got.sweeps),
+        "denoising": {f: _denoising(got, f) for f in got.sweeps},
+        "progress": {f: _uri(path) for f, path in got.progress.items()},
     }
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
@@ -218,6 +233,69 @@ def notice(metrics: Metrics) -> str:
     return f"{same} {fd} lives in another network's features: it is not comparable with published Inception FIDs."
 
 
+def points(sweeps: dict[str, dict[str, Any]]) -> list[dict[str, tuple[str, Any]]]:
+    """Every point of the sweeps, one after the other: column -> what is shown, and what is sorted by."""
+    found, none = [], math.nan
+    for f, sweep in sweeps.items():
+        fd, kid, spread = sweep["keys"]
+        for row in sweep["rows"]:
+            seconds, distance, kernel = (row.get(key, none) for key in ("seconds_per_1000", fd, kid))
+            sampler, steps = row["sampler"] + " (own)" * row["own"], row["steps"]
+            cells = {
+                "model": (f, f),
+                "sampler": (sampler, sampler),
+                "levels": ("all", math.inf) if steps is None else (f"{steps:,}", steps),
+                "last denoising": ("yes", 1) if row["denoise"] else ("no", 0),
+                "NFE": (text(row.get("nfe", none)), row.get("nfe", none)),
+                "s per 1,000": (text(seconds), seconds),
+                kid: (between(kernel, row.get(spread, none)), kernel),
+                f"{fd}, N = {sweep['n']:,}": (text(distance), distance),
+                "refused": (row.get("refused", ""),) * 2,
+            }
+            blanks_last = {name: (cell, math.inf if value != value else value) for name, (cell, value) in cells.items()}
+            found.append(blanks_last)
+    return found
+
+
+def sweep_notice(sweeps: dict[str, dict[str, Any]]) -> str:
+    """What the distances of the sweeps may be compared with."""
+    if not sweeps:
+        return ""
+    sweep = next(iter(sweeps.values()))
+    (fd, kid, _), p = sweep["keys"], sweep["protocol"]
+    return (
+        f"{sweep['n']:,} images a point, from the same noise at every point of a model. A Frechet distance of so few "
+        f"images is far above its value for many: {fd} of these rows must not be set beside the leaderboard, its floor "
+        f"or a paper. {kid} is unbiased, and may; ± is its standard deviation over {p['kid_subsets']} subsets of "
+        f"{p['kid_subset_size']:,}. Reference: {p['reference']}."
+    )
+
+
+def _denoising(got: Material, f: str) -> dict[str, Any]:
+    """What the page shows of one denoiser: pictures, their noise levels, and what is known of its ladder."""
+    sweep, own = got.sweeps[f], got.sweeps[f]["rows"][0]
+    shown = {name: _uri(path) for name, path in got.denoising[f].items()}
+    shown |= {f"{name}_levels": ", ".join(map(plots.short, sweep[name])) for name in ("strip", "ladder")}
+    facts = []  # and whether it is a warning
+    if (overlap := got.metrics.get("overlap", {}).get(f)) is not None:
+        low = overlap < FEWEST_OVERLAP
+        warning = f", where {FEWEST_OVERLAP} or more is wanted: Langevin dynamics may lose its way between them"
+        facts.append((f"Neighbouring levels overlap by C = {overlap:.2f}{warning * low}.", low))
+    if (largest := got.metrics.get("largest_distance", {}).get(f)) is not None:
+        level = plots.short(sweep["sigma_range"][1] / 2)
+        told = f"The largest distance found between two training images is {plots.short(largest)}, images on [0, 1]"
+        facts.append((f"{told}; the largest noise level there, {level}.", False))
+    setting = f"{own['sampler']}, {own['steps'] or 'all'} noise levels"
+    return shown | {"setting": setting, "facts": facts}
+
+
+def _of_each(sweeps: dict[str, dict[str, Any]], key: str) -> str:
+    """What the protocols say under `key`: once if they agree, else of every family."""
+    said = {f: sweep["protocol"][key] for f, sweep in sweeps.items()}
+    same = set(said.values())
+    return str(same.pop()) if len(same) == 1 else ", ".join(f"{value} ({f})" for f, value in said.items())
+
+
 def _sort_values(rows: pd.DataFrame, keys: tuple[str, str, str]) -> dict[str, dict[str, Any]]:
     """What the page sorts by: column of the leaderboard -> family -> value, blanks last."""
     columns = {k: k for k in keys[:2]} | {"bits/dim": "bpd"} | {heading: key for heading, key, _ in COLUMNS}
@@ -235,11 +313,14 @@ def protocol(metrics: Metrics, model: str) -> str:
 
 
 def _markdown(got: Material, board: pd.DataFrame) -> str:
+    rows = [{column: shown for column, (shown, _) in row.items()} for row in points(got.sweeps)]
+    swept = ("## Distance against NFE", sweep_notice(got.sweeps), pd.DataFrame(rows).to_markdown(index=False))
     parts = (
         f"# {', '.join(got.models)} on {got.data['name']}",
         board.to_markdown(index=False),
         notice(got.metrics),
         protocol(got.metrics, got.models[0]),
+        *(swept if rows else ()),
         "## Paper, Inception-FID, 50k (CIFAR-10)",
         PAPERS.to_markdown(index=False, disable_numparse=True),
     )

@@ -6,23 +6,30 @@
 levels are given for images on [0, 1], as published; the model sees [-1, 1], so they are doubled inside.
 """
 
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from pofx.core import noise as schedule
-from pofx.core.errors import UserError
+from pofx.core import samplers
 from pofx.core.family import Family, Terms
+from pofx.core.images import to_model
 from pofx.core.loop import Train
 from pofx.core.rng import Noise
-from pofx.core.samplers import annealed_langevin, consistent_annealed
-from pofx.nn.unet import UNet
+from pofx.core.samplers import Sample
+from pofx.nn.refinenet import RefineNet
+from pofx.nn.unet import Shape, UNet
+
+__all__ = ["Config", "Model", "Sample"]
 
 UNITS = 2  # from images on [0, 1] to [-1, 1]
 SIGMA_DATA = 0.5  # standard deviation of natural images on [-1, 1]
+WIDE_ENOUGH = 0.6  # of the largest distance between two images: sigma_max should be above
+FEWEST_OVERLAP = 0.3
 
 
 @dataclass(frozen=True)
@@ -30,38 +37,53 @@ class Config:
     n_sigmas: int  # noise levels
     sigma_max: float  # about the largest distance between two images (Technique 1)
     sigma_min: float
+    continuous: bool  # train on all levels between, log-uniformly, rather than on the ladder's
     weighting: Literal["dsm", "karras"]  # of the levels: sigma^2 as published, or with more for the coarse ones
-    gaussian_skip: bool  # the network learns what the score of a Gaussian leaves over; false: the whole score
-    channels: int
-    multipliers: tuple[int, ...]
-    blocks: int
-    attention: tuple[int, ...]
-    patch: int
-    dropout: float
+    output: Literal["score", "noise", "residual"]  # of the network: s (2019), sigma s (2020), what a Gaussian leaves
+    network: Literal["unet", "refinenet", "refinenet_conditional"]
+    net: Shape  # a RefineNet uses channels and patch alone
     train: Train
 
-
-@dataclass(frozen=True)
-class Sample:
-    batch: int
-    sampler: Literal["langevin", "consistent"]
-    steps: int  # Langevin steps a level; the consistent sampler takes one
-    step_size: float | None  # the papers' epsilon, at sigma_min, images on [0, 1]; null: Technique 4, or ancestral
-    denoise: bool  # end with one denoising step
+    def __post_init__(self) -> None:
+        if self.n_sigmas < 2:
+            raise ValueError(f"n_sigmas = {self.n_sigmas} should be at least 2")
+        if not self.sigma_max > self.sigma_min > 0:
+            raise ValueError(f"sigma_min = {self.sigma_min} should lie between 0 and sigma_max = {self.sigma_max}")
 
 
 class Model(Family):
     def __init__(self, cfg: Config):
         super().__init__()
-        if not (cfg.n_sigmas >= 2 and cfg.sigma_max > cfg.sigma_min > 0):
-            raise UserError("ncsn needs n_sigmas >= 2 and sigma_max > sigma_min > 0")
         self.cfg = cfg
-        self.net = UNet(cfg.channels, cfg.multipliers, cfg.blocks, cfg.attention, cfg.patch, cfg.dropout)
-        levels = schedule.geometric(UNITS * cfg.sigma_max, UNITS * cfg.sigma_min, cfg.n_sigmas)
-        self.register_buffer("sigmas", torch.tensor(levels, dtype=torch.float32), persistent=False)
+        if cfg.network == "unet":
+            self.net = UNet(cfg.net, "sigma")
+        else:
+            self.net = RefineNet(cfg.net.channels, cfg.network == "refinenet_conditional", cfg.net.patch)
+        self.ladder = schedule.geometric(UNITS * cfg.sigma_max, UNITS * cfg.sigma_min, cfg.n_sigmas)
+        self.sigma_range = (float(self.ladder[-1]), float(self.ladder[0]))
+        self.likelihood = "flow" if cfg.continuous else None
+        self.register_buffer("sigmas", torch.tensor(self.ladder, dtype=torch.float32), persistent=False)
+
+    def prepare(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, float]:
+        """Check the ladder against the data: the largest distance of two images (Technique 1, units of [0, 1]), and the
+        overlap C of neighbouring levels (Technique 2)."""
+        some = to_model(images[:3000]).flatten(1) / UNITS
+        largest = torch.cdist(some, some).max().item()
+        overlap = schedule.overlap(self.ladder[0] / self.ladder[1], some.shape[1])
+        if self.cfg.sigma_max < WIDE_ENOUGH * largest:
+            _warn(f"ncsn.sigma_max = {self.cfg.sigma_max:g} is far below the largest distance between two images, "
+                  f"{largest:.1f}: samples will lack variety; set it to about that distance")  # fmt: skip
+        if overlap < FEWEST_OVERLAP:
+            _warn(f"neighbouring noise levels overlap by C = {overlap:.2f}, below {FEWEST_OVERLAP}: Langevin dynamics "
+                  f"may lose its way between them; raise ncsn.n_sigmas = {self.cfg.n_sigmas}")  # fmt: skip
+        return {"largest_distance": largest, "overlap": overlap}
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Terms:
-        sigma = self.sigmas[torch.randint(len(self.sigmas), (len(x),), device=x.device)]
+        if self.cfg.continuous:
+            smallest, largest = self.sigma_range
+            sigma = smallest * (largest / smallest) ** torch.rand(len(x), device=x.device)
+        else:
+            sigma = self.sigmas[torch.randint(len(self.sigmas), (len(x),), device=x.device)]
         z = torch.randn_like(x)
         wide = sigma[:, None, None, None]
         dsm = 0.5 * (self.scaled_score(x + wide * z, sigma) + z).square().flatten(1).sum(1)
@@ -71,38 +93,26 @@ class Model(Family):
         return {"loss": weight * dsm, "dsm_per_pixel": dsm / x[0].numel()}
 
     def scaled_score(self, x: Float[Tensor, "b 3 h w"], sigma: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
-        """sigma * s(x, sigma), of order one at every noise level (Technique 3: the score is the network over sigma).
+        """sigma * s(x, sigma), of order one at every noise level.
 
-        With `gaussian_skip`, s is the score of N(0, sigma_data^2 + sigma^2), which is exact for large noise, plus the
-        network at a matching scale (the preconditioning of Karras et al. 2022, arXiv 2206.00364, in score form).
+        The network's output is s itself (Song & Ermon 2019), s sigma (2020, Technique 3), or what the score of
+        N(0, sigma_data^2 + sigma^2) leaves over at a matching scale (the preconditioning of Karras et al. 2022, arXiv
+        2206.00364, in score form); that score is exact for large noise.
         """
         wide = sigma[:, None, None, None]
         total = (wide**2 + SIGMA_DATA**2).sqrt()
         f = self.net(x / total, sigma.log() / 4).float()
-        return SIGMA_DATA / total * f - wide / total**2 * x if self.cfg.gaussian_skip else f
+        if self.cfg.output == "residual":
+            return SIGMA_DATA / total * f - wide / total**2 * x
+        return wide * f if self.cfg.output == "score" else f
 
     def denoise(self, x: Float[Tensor, "b 3 h w"], sigma: float) -> Float[Tensor, "b 3 h w"]:
         """D(x, sigma) = x + sigma^2 s(x, sigma)."""
         return x + sigma * self.scaled_score(x, torch.full((len(x),), sigma, device=x.device))
 
     def sample(self, noise: Noise, cfg: Sample) -> Float[Tensor, "n 3 32 32"]:
-        """Down the ladder that the model was trained on, from pure noise."""
-        levels = self.sigmas.double().tolist()
-        ratio = levels[0] / levels[1]
-        eta = None if cfg.step_size is None else cfg.step_size / self.cfg.sigma_min**2
-        if cfg.sampler == "consistent":
-            check_step(eta, 1 - 1 / ratio, 1 + 1 / ratio, self.cfg.sigma_min)
-            return consistent_annealed(self.denoise, noise, (3, 32, 32), levels, eta, cfg.denoise)
-        check_step(eta, 0.0, 1.0, self.cfg.sigma_min)
-        eta = schedule.technique4(ratio, cfg.steps) if eta is None else eta
-        return annealed_langevin(self.denoise, noise, (3, 32, 32), levels, cfg.steps, eta, cfg.denoise)
+        return samplers.draw(self.denoise, noise, cfg, self.sigma_range, self.ladder)
 
 
-def check_step(eta: float | None, low: float, high: float, sigma_min: float) -> None:
-    """Refuse a step size outside the sampler's range of validity."""
-    if eta is not None and not low < eta < high:
-        unit = sigma_min**2
-        raise UserError(
-            f"sample.ncsn.step_size = {eta * unit:.3g} should lie between {low * unit:.3g} and {high * unit:.3g} "
-            "with this ladder of noise levels; null chooses one"
-        )
+def _warn(what: str) -> None:
+    print(f"warning: {what}", file=sys.stderr)

@@ -43,6 +43,8 @@ class Sample:
 
 
 class Model(Family):
+    likelihood = "forward"
+
     def __init__(self, cfg: Config):
         super().__init__()
         self.cfg = cfg

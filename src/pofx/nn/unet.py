@@ -1,12 +1,19 @@
-"""A U-Net that knows the noise level: DDPM (Ho et al. 2020) with Gaussian Fourier features (Song et al. 2021)."""
+"""A U-Net that knows the noise level: the network of DDPM (Ho et al. 2020, arXiv 2006.11239).
+
+It is told the level by sinusoids of the time step, as DDPM, or by Gaussian Fourier features of log sigma (Song et al.
+2021, arXiv 2011.13456).
+"""
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+SIZE = 32  # pixels a side
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -34,6 +41,18 @@ class Fourier(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], 1)
 
 
+class Sinusoid(nn.Module):
+    """sin and cos of a time step at `dim` / 2 frequencies from 1 down to 1e-4 (Vaswani et al. 2017)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("w", torch.logspace(0, -4, dim // 2), persistent=False)
+
+    def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b dim"]:
+        angle = t[:, None] * self.w
+        return torch.cat([angle.sin(), angle.cos()], 1)
+
+
 class Block(nn.Module):
     """Residual block: norm, SiLU, conv, twice; the noise embedding is added between."""
 
@@ -53,7 +72,7 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Self-attention over the positions of the map, with a residual connection."""
 
-    def __init__(self, channels: int, heads: int = 1):
+    def __init__(self, channels: int, heads: int):
         super().__init__()
         self.heads, self.norm = heads, _norm(channels)
         self.qkv, self.out = nn.Conv2d(channels, 3 * channels, 1), _zeros(nn.Conv2d(channels, channels, 1))
@@ -65,60 +84,82 @@ class Attention(nn.Module):
         return x + self.out(y.transpose(2, 3).reshape(b, c, h, w))
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What a U-Net looks like: the published one of DDPM has 128, (1, 2, 2, 2), 2, (16,), 1, conv, 1, 0.1."""
+
+    channels: int  # width of the first level
+    multipliers: tuple[int, ...]  # width of every level as a multiple of it; each level halves the side
+    blocks: int  # residual blocks a level on the way down, one more on the way up
+    attention: tuple[int, ...]  # sides of the maps with self-attention; if any, the middle has it too
+    heads: int  # of the self-attention
+    resample: Literal["conv", "plain"]  # halve and double the side with a convolution, or by mean and repetition alone
+    patch: int  # fold squares of pixels into channels first, which costs patch^2 times less
+    dropout: float  # share of features dropped within residual blocks
+
+    def __post_init__(self) -> None:
+        for key in ("channels", "blocks", "heads", "patch"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} = {getattr(self, key)} should be at least 1")
+        attended = [m for i, m in enumerate(self.multipliers) if self.side(i) in self.attention]
+        attended += self.multipliers[-1:] if self.attention else []
+        if any(self.channels * m % self.heads for m in attended):
+            raise ValueError(f"heads = {self.heads} should divide the width of every map with attention")
+        if not self.multipliers or SIZE % (self.patch * 2 ** (len(self.multipliers) - 1)):
+            raise ValueError(f"multipliers = {list(self.multipliers)}: too many or no levels at patch {self.patch}")
+
+    def side(self, level: int) -> int:
+        return SIZE // self.patch // 2**level
+
+
 class UNet(nn.Module):
     """Image and noise level in, image out.
 
     Args:
-        channels: width of the first level.
-        multipliers: width of every level as a multiple of `channels`; each level halves the side.
-        blocks: residual blocks a level on the way down (one more on the way up).
-        attention: sides of the maps that get self-attention.
-        patch: fold patch x patch pixels into channels first: the network then works at 1/patch of the side, which
-            costs patch^2 times less. 1 is the published network.
-        dropout: share of features dropped within residual blocks.
+        shape: widths, depths and the rest.
+        time: what `t` is: "sigma", a real number of order one such as log(sigma) / 4, or "step", of a chain of about
+            a thousand.
     """
 
-    def __init__(self, channels: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int], patch: int,
-                 dropout: float, size: int = 32):  # fmt: skip
+    def __init__(self, shape: Shape, time: Literal["sigma", "step"]):
         super().__init__()
-        embedding, side, folded = 4 * channels, size // patch, 3 * patch**2
-        self.embed = nn.Sequential(Fourier(channels, scale=1.0), nn.Linear(channels, embedding), nn.SiLU(),
+        channels, patch, plain = shape.channels, shape.patch, shape.resample == "plain"
+        embedding, folded = 4 * channels, 3 * patch**2
+        features = Fourier(channels, scale=1.0) if time == "sigma" else Sinusoid(channels)
+        self.embed = nn.Sequential(features, nn.Linear(channels, embedding), nn.SiLU(),
                                    nn.Linear(embedding, embedding), nn.SiLU())  # fmt: skip
         self.fold, self.unfold = nn.PixelUnshuffle(patch), nn.PixelShuffle(patch)
         self.first = nn.Conv2d(folded, channels, 3, padding=1)
 
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        widths, kept, now = [channels * m for m in multipliers], [channels], channels
+        widths, kept, now = [channels * m for m in shape.multipliers], [channels], channels
+
+        def step(before: int, after: int, level: int) -> nn.ModuleList:
+            attention = [Attention(after, shape.heads)] if shape.side(level) in shape.attention else []
+            return nn.ModuleList([Block(before, after, embedding, shape.dropout), *attention])
+
         for level, width in enumerate(widths):
-            for _ in range(blocks):
-                self.down.append(self._step(now, width, embedding, dropout, side in attention))
+            for _ in range(shape.blocks):
+                self.down.append(step(now, width, level))
                 now = width
                 kept.append(now)
             if level + 1 < len(widths):
-                self.down.append(nn.Conv2d(now, now, 3, 2, 1))
+                self.down.append(nn.AvgPool2d(2) if plain else nn.Conv2d(now, now, 3, 2, 1))
                 kept.append(now)
-                side //= 2
-        middle_attention = [Attention(now)] if attention else []
-        self.middle = nn.ModuleList(
-            [Block(now, now, embedding, dropout), *middle_attention, Block(now, now, embedding, dropout)]
-        )
+        attention = [Attention(now, shape.heads)] if shape.attention else []
+        first, last = (Block(now, now, embedding, shape.dropout) for _ in range(2))
+        self.middle = nn.ModuleList([first, *attention, last])
         for level, width in reversed(list(enumerate(widths))):
-            for _ in range(blocks + 1):
-                self.up.append(self._step(now + kept.pop(), width, embedding, dropout, side in attention))
+            for _ in range(shape.blocks + 1):
+                self.up.append(step(now + kept.pop(), width, level))
                 now = width
             if level:
-                self.up.append(
-                    nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(now, now, 3, padding=1))
-                )
-                side *= 2
+                conv = [] if plain else [nn.Conv2d(now, now, 3, padding=1)]
+                self.up.append(nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), *conv))
         self.last = nn.Sequential(_norm(now), nn.SiLU(), _zeros(nn.Conv2d(now, folded, 3, padding=1)))
 
-    @staticmethod
-    def _step(before: int, after: int, embedding: int, dropout: float, attend: bool) -> nn.ModuleList:
-        return nn.ModuleList([Block(before, after, embedding, dropout), *([Attention(after)] if attend else [])])
-
     def forward(self, x: Float[Tensor, "b 3 h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
-        """`t` names the noise level: any real number, of order one (the logarithm of sigma over four, say)."""
+        """`t` names the noise level, in the unit of `time`; it need not be one that was trained on."""
         e = self.embed(t)
         h = self.first(self.fold(x))
         kept = [h]

@@ -1,0 +1,67 @@
+"""How one denoiser denoises, and its distance to the data against the number of function evaluations.
+
+models/F/, features/train.npy, data/test.npy -> metrics/sweep/F.json, plots/denoising/F/*.png. `python -m stages.sweep
+FAMILY`.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stages import RUNS, run
+from pofx.core import config, family, files, machine
+from pofx.core.errors import UserError
+from pofx.core.images import save_grid
+from pofx.core.rng import BLOCK, Noise, fold
+from pofx.eval import denoising, distances, extractor, sweep
+
+ROWS, COLUMNS, LEVELS, STEPS = 6, 10, 16, 20  # of the pictures; of the errors; of the interpolation
+
+
+def main(name: str) -> None:
+    fid, seed, device = config.section("fid", extractor.Fid), config.value("seed", int), machine.device()
+    model = family.load(Path(f"models/{name}"), device)
+    if model.sigma_range is None:
+        raise UserError(f"{name} is no denoiser, there is nothing to sweep: take it out of sweep.models")
+    own = config.section(f"sample.{name}", family.module(name).Sample)
+    if own.batch < 1 or own.batch % BLOCK:
+        raise UserError(f"sample.{name}.batch = {own.batch} should be a multiple of {BLOCK}")
+    # Key by key, without the list of models: another family in it does not concern this one.
+    told = {"n": config.value("sweep.n", int), "samplers": config.value("sweep.samplers", tuple[str, ...])}
+    told |= {"steps": config.value("sweep.steps", tuple[int, ...])}
+    cfg = config.build(sweep.Sweep, {"models": [name], **told}, "sweep")
+    test, reference = np.load("data/test.npy"), np.load("features/train.npy")
+    size = min(fid.kid_subset_size, cfg.n // 2)  # subsets that differ, so that their spread means something
+    distances.check_subset(size, cfg.n, len(reference))
+    images = torch.from_numpy(test[: own.batch]).to(device)
+
+    def noise(use: str, n: int) -> Noise:
+        return Noise(fold(seed, use, name), 0, n, device)
+
+    folder, few = Path(f"plots/denoising/{name}"), images[: ROWS // 2]
+    half = model.cfg.train.precision == "bf16"  # the network alone, as in the stage that samples
+    with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        strip, along = denoising.strip(model, own, noise("sample", ROWS), COLUMNS)  # of the first images of sample@
+        rungs, shown = denoising.ladder(model, few, noise("ladder", len(few)), COLUMNS)
+        between = denoising.interpolation(model, own, noise("interpolation", 2 * ROWS), COLUMNS, STEPS)
+        levels = denoising.errors(model, images, noise("errors", len(images)), LEVELS)
+        rows, drawn = sweep.draw(model, own, cfg, fold(seed, "sweep", name), device)
+    save_grid(strip, folder / "strip.png", columns=len(along) + 1)
+    save_grid(rungs, folder / "ladder.png", columns=len(shown))
+    save_grid(between, folder / "interpolation.png", columns=COLUMNS)
+
+    net = extractor.build(fid, RUNS / "weights", RUNS.parent, device)
+    sweep.score(rows, drawn, net, reference, fid, seed)
+    protocol = {"reference": f"train, {len(reference):,} images", "extractor": net.name, "kid_subsets": fid.kid_subsets}
+    protocol |= {"kid_subset_size": size, "test_images": len(images), "device": machine.name(device)}
+    record = {"n": cfg.n, "keys": net.keys, "protocol": protocol, "sigma_range": model.sigma_range, "rows": rows}
+    record |= {"levels": levels, "strip": along, "ladder": shown}
+    files.write_json(Path(f"metrics/sweep/{name}.json"), record)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(f"usage: python -m stages.sweep {'|'.join(config.family_names())}")
+    run(main, sys.argv[1])
