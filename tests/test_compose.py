@@ -136,7 +136,7 @@ def test_later_words_win_and_are_in_the_header():
         ("vae.channels=[a]", "vae.channels"),
         ("vae.channels=32", "vae.channels"),
         ("data.url=${nothing}", "nothing"),
-        ("models=[vae,ecm]", "did you mean ebm"),
+        ("models=[vae,ebn]", "did you mean ebm"),
         ("models=[]", "models"),
         ("models=[vae,vae]", "models"),
         ("seed=1.5", "seed"),
