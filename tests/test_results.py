@@ -27,7 +27,7 @@ def finished(tmp_path):
         files.write_json(tmp_path / f"metrics/fid/{f}.json", row)
         for part in ("train/{}", "time/train_{}", "time/sample_{}"):
             files.write_json(tmp_path / f"metrics/{part.format(f)}.json", {})
-    for part in ("curves", "samples", "comparison"):
+    for part in results.PLOTS:
         (tmp_path / "plots" / part).mkdir(parents=True)
         (tmp_path / "plots" / part / "vae.png").write_bytes(b"png")
     return tmp_path
