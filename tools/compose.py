@@ -5,8 +5,9 @@
 
 conf/config.yaml holds every key with its comment. Over it are laid, in this order, a data set (conf/data/), a preset of
 each family that has some (conf/ncsn/, conf/ddpm/), a scale (conf/scale/), what the preset wants at that scale
-(conf/ncsn_at/, conf/ddpm_at/), and further words (Hydra's override grammar). `--flags` prints `-S key=value` words: `dvc exp run
-$(python -m tools.compose --flags scale=gpu)`; a value that Hydra wants in quotes needs `eval "dvc exp run $(...)"`.
+(conf/ncsn_at/, conf/ddpm_at/), and further words (Hydra's override grammar). `--flags` prints `-S key=value` words:
+`dvc exp run $(python -m tools.compose --flags scale=gpu)`; a value that Hydra wants in quotes needs
+`eval "dvc exp run $(...)"` instead.
 """
 
 import dataclasses
