@@ -33,7 +33,7 @@ def main(name: str) -> None:
     told |= {"steps": config.value("sweep.steps", tuple[int, ...])}
     cfg = config.build(sweep.Sweep, {"models": [name], **told}, "sweep")
     test, reference = np.load("data/test.npy"), np.load("features/train.npy")
-    size = min(fid.kid_subset_size, cfg.n // 2)  # subsets that differ, so that their spread means something
+    size = min(fid.kid_subset_size, cfg.n)  # as in sweep.score
     distances.check_subset(size, cfg.n, len(reference))
     images = torch.from_numpy(test[: own.batch]).to(device)
 
