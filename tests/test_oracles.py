@@ -14,7 +14,7 @@ from pofx.core import config
 from pofx.core.images import to_model, to_uint8
 from pofx.core.rng import BLOCK, Noise, fold
 from pofx.families.ebm import Model as Ebm
-from pofx.nn.unet import Shape, UNet
+from pofx.nn.unet import Inverted, Shape, UNet
 from tools import compose
 
 D = 3 * 32 * 32
@@ -177,6 +177,20 @@ def test_presets_of_ddpm_have_the_published_size_and_cost(preset, parameters, to
             net(torch.zeros(1, 3, 32, 32), torch.zeros(1))
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(parameters, rel=tolerance)
     assert flop is None or counter.get_total_flops() == pytest.approx(flop, rel=0.02)
+
+
+def test_an_inverted_block_sees_its_neighbours_alone():
+    """Each position is normed by itself, so what lies beyond the 3x3 is not even felt through a statistic."""
+    torch.manual_seed(0)
+    block = Inverted(8, 8, 4, 0.0)
+    x, e = torch.randn(1, 8, 6, 6), torch.randn(1, 4)
+    assert torch.equal(block(x, e), x)  # the branch starts as nothing
+    torch.nn.init.normal_(block.narrow.weight)
+    far = x.clone()
+    far[..., 5, 5] = 100.0
+    moved = (block(far, e) - block(x, e)).abs().amax((0, 1)) > 0
+    assert moved[4:, 4:].all() and moved.sum() == 4
+    assert not torch.allclose(block(x, e), block(x, e + 1))
 
 
 def test_bytes_survive_the_round_trip():

@@ -6,7 +6,7 @@ It is told the level by sinusoids of the time step, as DDPM, or by Gaussian Four
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 SIZE = 32  # pixels a side
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -22,7 +23,7 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
-def _zeros(layer: nn.Conv2d) -> nn.Conv2d:
+def _zeros(layer: Layer) -> Layer:
     # Each residual branch starts as nothing, so that the network starts as a shallow one.
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -69,6 +70,32 @@ class Block(nn.Module):
         return self.skip(x) + self.conv2(self.dropout(F.silu(self.norm2(h))))
 
 
+class Inverted(nn.Module):
+    """Inverted residual block: layer norm, to four times the width, a depthwise 3x3, and back.
+
+    The shape of the block is MobileNetV2's (Sandler et al. 2018, arXiv 1801.04381); the noise embedding scales and shifts
+    what enters and scales what leaves, as in DiT (Peebles & Xie 2023, arXiv 2212.09748). Nearly all of it is matrix
+    products over single positions, where a processor without tensor cores is fastest, and every position is normed by
+    itself, so that a small shape on a plain ground is not drowned by the ground's statistics.
+    """
+
+    def __init__(self, before: int, after: int, embedding: int, dropout: float):
+        super().__init__()
+        wide = 4 * after
+        self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
+        self.embed = nn.Linear(embedding, 3 * after)
+        self.widen, self.spread = nn.Linear(after, wide), nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
+        self.dropout, self.narrow = nn.Dropout(dropout), _zeros(nn.Linear(wide, after))
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        x = self.skip(x)
+        scale, shift, gate = self.embed(e)[:, None, None].chunk(3, -1)
+        h = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2])  # channels last, as the maps lie in memory
+        h = self.widen(torch.addcmul(shift, h, 1 + scale)).permute(0, 3, 1, 2)
+        h = F.gelu(h + self.spread(h)).permute(0, 2, 3, 1)
+        return x + ((1 + gate) * self.narrow(self.dropout(h))).permute(0, 3, 1, 2)
+
+
 class Attention(nn.Module):
     """Self-attention over the positions of the map, with a residual connection."""
 
@@ -86,11 +113,12 @@ class Attention(nn.Module):
 
 @dataclass(frozen=True)
 class Shape:
-    """What a U-Net looks like: the published one of DDPM has 128, (1, 2, 2, 2), 2, (16,), 1, conv, 1, 0.1."""
+    """What a U-Net looks like: the published one of DDPM has 128, (1, 2, 2, 2), 2, residual, (16,), 1, conv, 1, 0.1."""
 
     channels: int  # width of the first level
     multipliers: tuple[int, ...]  # width of every level as a multiple of it; each level halves the side
     blocks: int  # residual blocks a level on the way down, one more on the way up
+    block: Literal["residual", "inverted"]  # DDPM's block of 3x3 convolutions, or one of 1x1 and depthwise convolutions
     attention: tuple[int, ...]  # sides of the maps with self-attention; if any, the middle has it too
     heads: int  # of the self-attention
     resample: Literal["conv", "plain"]  # halve and double the side with a convolution, or by mean and repetition alone
@@ -124,19 +152,21 @@ class UNet(nn.Module):
     def __init__(self, shape: Shape, time: Literal["sigma", "step"]):
         super().__init__()
         channels, patch, plain = shape.channels, shape.patch, shape.resample == "plain"
+        residual = shape.block == "residual"
+        block, side = (Block, 3) if residual else (Inverted, 1)  # and of the first and the last convolution's kernel
         embedding, folded = 4 * channels, 3 * patch**2
         features = Fourier(channels, scale=1.0) if time == "sigma" else Sinusoid(channels)
         self.embed = nn.Sequential(features, nn.Linear(channels, embedding), nn.SiLU(),
                                    nn.Linear(embedding, embedding), nn.SiLU())  # fmt: skip
         self.fold, self.unfold = nn.PixelUnshuffle(patch), nn.PixelShuffle(patch)
-        self.first = nn.Conv2d(folded, channels, 3, padding=1)
+        self.first = nn.Conv2d(folded, channels, side, padding=side // 2)
 
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         widths, kept, now = [channels * m for m in shape.multipliers], [channels], channels
 
         def step(before: int, after: int, level: int) -> nn.ModuleList:
             attention = [Attention(after, shape.heads)] if shape.side(level) in shape.attention else []
-            return nn.ModuleList([Block(before, after, embedding, shape.dropout), *attention])
+            return nn.ModuleList([block(before, after, embedding, shape.dropout), *attention])
 
         for level, width in enumerate(widths):
             for _ in range(shape.blocks):
@@ -147,7 +177,7 @@ class UNet(nn.Module):
                 self.down.append(nn.AvgPool2d(2) if plain else nn.Conv2d(now, now, 3, 2, 1))
                 kept.append(now)
         attention = [Attention(now, shape.heads)] if shape.attention else []
-        first, last = (Block(now, now, embedding, shape.dropout) for _ in range(2))
+        first, last = (block(now, now, embedding, shape.dropout) for _ in range(2))
         self.middle = nn.ModuleList([first, *attention, last])
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(shape.blocks + 1):
@@ -156,7 +186,8 @@ class UNet(nn.Module):
             if level:
                 conv = [] if plain else [nn.Conv2d(now, now, 3, padding=1)]
                 self.up.append(nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), *conv))
-        self.last = nn.Sequential(_norm(now), nn.SiLU(), _zeros(nn.Conv2d(now, folded, 3, padding=1)))
+        norm = [_norm(now), nn.SiLU()] if residual else []
+        self.last = nn.Sequential(*norm, _zeros(nn.Conv2d(now, folded, side, padding=side // 2)))
 
     def forward(self, x: Float[Tensor, "b 3 h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
         """`t` names the noise level, in the unit of `time`; it need not be one that was trained on."""
@@ -174,5 +205,5 @@ class UNet(nn.Module):
     @staticmethod
     def _run(step: nn.ModuleList, h: Tensor, e: Tensor) -> Tensor:
         for layer in step:
-            h = layer(h, e) if isinstance(layer, Block) else layer(h)
+            h = layer(h, e) if isinstance(layer, Block | Inverted) else layer(h)
         return h
