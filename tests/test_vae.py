@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def test_variants_are_whole(arch, kind, sprites):
     model.train()(x)["loss"].mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
     with torch.no_grad():
-        again, drawn = model.eval().reconstruct(x), model.sample(Noise(0, 0, 3), Draw(batch=64))
+        again, drawn = model.eval().reconstruct(x), model.sample(Noise(0, 0, 3), Draw(batch=64, prior="normal"))
     assert again.shape == x.shape and drawn.shape == (3, 3, 32, 32) and drawn.isfinite().all()
 
 
@@ -291,6 +292,42 @@ def test_reconstruction_metrics(sprites):
     assert reconstruction.evaluate(build(*small("ebm")), images, 4, device) == {}
 
 
+# --- ex-post density
+
+
+def test_the_mixture_is_that_of_the_codes(sprites):
+    """Codes in two clusters of unequal size: draws have their moments, also after saving; before, they are N(0, I)."""
+    model, images = vae(components=2, **SMALL).eval(), sprites.repeat(16, 1, 1, 1)
+
+    def encode(x):
+        mean = torch.full((len(x), 8), 2.0)
+        mean[: len(x) // 4] = -1.0
+        return mean, torch.full_like(mean, 2 * math.log(0.3))
+
+    noise = Noise(0, 0, 4096)
+    assert torch.allclose(model.mixture.draw(noise), Noise(0, 0, 4096).normal(8))
+    model.encode = encode
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model.finish(images)
+    again = vae(components=2, **SMALL)
+    again.load_state_dict(model.state_dict())
+    z = again.mixture.draw(Noise(0, 0, 4096))
+    assert torch.equal(z, model.mixture.draw(Noise(0, 0, 4096)))
+    low = z.mean(1) < 0.5
+    assert low.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert z[low].mean().item() == pytest.approx(-1, abs=0.03) and z[~low].mean().item() == pytest.approx(2, abs=0.03)
+    assert z[~low].std(0).mean().item() == pytest.approx(0.3, abs=0.02)
+
+
+def test_no_mixture_is_drawn_that_was_not_asked_for():
+    with pytest.raises(UserError, match=r"vae\.components"):
+        vae(**SMALL).sample(Noise(0, 0, 2), Draw(batch=64, prior="mixture"))
+    model = vae(components=3, **SMALL).eval()
+    one, two = (model.sample(Noise(0, 0, 4), Draw(batch=64, prior=p)) for p in ("normal", "mixture"))
+    assert torch.allclose(one, two, atol=1e-6), "not fitted yet: N(0, I)"
+
+
 # --- features
 
 
@@ -346,6 +383,7 @@ def test_the_backbone_is_frozen_and_not_the_models(sprites):
 # --- presets
 
 
+@cache
 def preset(word: str, scale: str) -> dict:
     return YAML(typ="safe").load(compose.text([f"vae={word}", f"scale={scale}", "data=cifar10"]))["vae"]
 
@@ -369,7 +407,7 @@ def test_presets_keep_their_identity_at_every_scale():
         beta, resnet, dfc = (preset(word, scale) for word in ("beta", "resnet", "dfc"))
         assert (beta["arch"], beta["beta"], len(beta["channels"])) == ("conv", 1.0, 4)
         assert (resnet["arch"], resnet["perceptual"]["alpha"]) == ("resnet", 0.0)
-        assert (dfc["perceptual"]["alpha"], dfc["perceptual"]["layers"][0], dfc["beta"]) == (1.0, 0, 1.0)
+        assert (dfc["perceptual"]["alpha"], dfc["perceptual"]["layers"][0], dfc["beta"]) == (0.05, 0, 1.0)
     beta = preset("beta", "paper")
     train = beta["train"]
     assert (beta["channels"], beta["latent"], beta["beta"]) == ([64, 128, 256, 512], 128, 1.0)

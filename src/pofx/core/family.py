@@ -30,7 +30,8 @@ class Family(nn.Module, abc.ABC):
     """A generative model of images in [-1, 1].
 
     State that must survive a restart is a parameter or a persistent buffer; what the config determines is a
-    non-persistent buffer. A family touches no files, devices or autocast, and changes its buffers only in train mode.
+    non-persistent buffer. A family touches no files, devices or autocast, and changes its buffers only in train mode
+    and in `finish`.
     """
 
     net: nn.Module  # what may be compiled, and whose calls are counted as function evaluations (NFE)
@@ -47,6 +48,10 @@ class Family(nn.Module, abc.ABC):
     def prepare(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, float]:
         """Look at the training images once, before training: returns what is worth a metric, warns on stderr."""
         return {}
+
+    def finish(self, images: UInt8[Tensor, "n 3 h w"]) -> None:
+        """Look at the training images once, after training, in eval mode under no_grad, and set persistent buffers."""
+        return None
 
     def monitor(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, Any]:
         """Look at test images after training, under no_grad in eval mode: returns what is worth a metric (numbers and

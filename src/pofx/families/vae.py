@@ -23,6 +23,7 @@ from pofx.core.errors import UserError
 from pofx.core.family import Family, Terms
 from pofx.core.images import to_model
 from pofx.core.loop import Train
+from pofx.core.mixture import Mixture
 from pofx.core.rng import Noise
 from pofx.nn.autoencoder import Decoder, Encoder, ResnetDecoder, ResnetEncoder
 from pofx.nn.lite0 import BLOCKS, Perceptual
@@ -32,6 +33,7 @@ LOG_SIGMA_FLOOR = -6.0
 BIN = 2 / 255  # width of one grey level, with images in [-1, 1]
 ACTIVE = 0.01  # variance over images of a unit's posterior mean, above which it is in use (Burda et al. 2016)
 FEWEST_ACTIVE = 0.1  # of the units
+FITTED = 10_000  # images that the mixture is fitted to
 PART = 256  # images at a time, where a family is not told
 
 
@@ -63,6 +65,7 @@ class Config:
     capacity: float  # nats that the KL term is held at (Burgess et al. 2018, arXiv 1804.03599); 0: none
     importance: int  # codes drawn for an image: 1 the bound above, more the tighter one of Burda et al. 2016
     perceptual: Features
+    components: int  # Gaussians fitted to the aggregated posterior after training; 0: none
     train: Train
 
     def __post_init__(self) -> None:
@@ -76,6 +79,7 @@ class Config:
 @dataclass(frozen=True)
 class Sample:
     batch: int
+    prior: Literal["normal", "mixture"]  # of the code: N(0, I), or what was fitted after training
 
 
 class Model(Family):
@@ -99,6 +103,7 @@ class Model(Family):
             self.register_buffer("width", above, persistent=False)
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
         self.perceptual = Perceptual(cfg.perceptual.layers, cfg.perceptual.side) if cfg.perceptual.alpha else None
+        self.mixture = Mixture(cfg.components, cfg.latent) if cfg.components else None
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Terms:
         cfg = self.cfg
@@ -188,7 +193,16 @@ class Model(Family):
 
     def sample(self, noise: Noise, cfg: Sample) -> Float[Tensor, "n 3 32 32"]:
         """Decoder means of codes from the prior (without the decoder's own pixel noise)."""
-        return self.mean(self.net(noise.normal(self.cfg.latent)).float())
+        if cfg.prior == "mixture" and self.mixture is None:
+            raise UserError("sample.vae.prior = mixture needs a model trained with vae.components above 0")
+        z = self.mixture.draw(noise) if cfg.prior == "mixture" else noise.normal(self.cfg.latent)
+        return self.mean(self.net(z).float())
+
+    def finish(self, images: UInt8[Tensor, "n 3 h w"]) -> None:
+        """Fit the mixture to codes of the first images, one draw each."""
+        if self.mixture is not None:
+            pairs = [self.encode(to_model(part)) for part in images[:FITTED].split(PART)]
+            self.mixture.fit(torch.cat([m + (0.5 * v).exp() * torch.randn_like(m) for m, v in pairs]))
 
     def reconstruct(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Decoder means of the posterior's means."""

@@ -92,7 +92,7 @@ class Perceptual:
 
     def features(self, x: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b ..."]]:
         """Maps after each of `layers`, of images in [-1, 1], brought to the range that the network was trained on."""
-        net = self.net.to(x.device)
+        net = self.net if self.net._conv_stem.weight.device == x.device else self.net.to(x.device)
         big = F.interpolate((127.5 * x + 0.5) / 128, (self.side, self.side), mode="bilinear", align_corners=False)
         h, found = net._swish(net._bn0(net._conv_stem(big))), []
         for i, block in enumerate(net._blocks[: self.layers[-1] + 1]):
