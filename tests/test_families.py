@@ -108,13 +108,13 @@ def test_training_learns(name, sprites, tmp_path):
         assert last < first - 0.2 * abs(first)
 
 
-@pytest.mark.parametrize("word", ["ncsn=v1", "ncsn=fifty", "ncsn=v2", "ddpm=wide"])
+@pytest.mark.parametrize("word", ["vae=beta", "vae=resnet", "vae=dfc", "ncsn=v1", "ncsn=fifty", "ncsn=v2", "ddpm=wide"])
 def test_presets_train_and_draw_at_laptop_scale(word, sprites, tmp_path):
     name = word.partition("=")[0]
     tree = YAML(typ="safe").load(compose.text([word, "scale=laptop"]))
     module = family.module(name)
     cfg = config.build(module.Config, tree[name], name)
-    cfg = replace(cfg, train=replace(cfg.train, images=32, rows=2, preview_rows=0, warmup=0))
+    cfg = replace(cfg, train=replace(cfg.train, images=32, batch=16, rows=2, preview_rows=0, warmup=0))
     model = build(module, cfg)
     with slot(tmp_path) as held:
         curve, _ = train(model, pool(sprites, cfg), cfg.train, 0, held)

@@ -268,7 +268,7 @@ class Stub(nn.Module):
         return self.weight * gaussian(S)(x, sigma)
 
 
-CFG = Likelihood(images=6, terms=5, ode_steps=8)
+CFG = Likelihood(images=6, importance=3, terms=5, ode_steps=8)
 
 
 def pictures(n: int) -> np.ndarray:
@@ -280,7 +280,9 @@ def test_test_loss_is_a_mean_over_all_images_and_bits_over_the_first():
     got = likelihood.evaluate(stub, x, 4, CPU, 3, CFG)
     assert stub.sizes == [4, 4, 2]
     assert got["test_loss"] == pytest.approx(x.mean() / 127.5 - 1, abs=0.2)
-    first = likelihood.evaluate(Stub("forward"), x, 4, CPU, 3, Likelihood(images=20, terms=None, ode_steps=1))
+    first = likelihood.evaluate(
+        Stub("forward"), x, 4, CPU, 3, Likelihood(images=20, importance=3, terms=None, ode_steps=1)
+    )
     assert first["test_loss"] == got["test_loss"] and first["bpd"] == pytest.approx(got["test_loss"] + 5, abs=1e-5)
     assert got["bpd"] != first["bpd"]
     assert 0.01 < got["bpd_stderr"] < 0.2
@@ -312,8 +314,8 @@ def test_a_diverged_model_is_a_user_error():
         likelihood.evaluate(rough, pictures(3), 4, CPU, 0, CFG)
 
 
-@pytest.mark.parametrize("change", [{"images": 1}, {"terms": 0}, {"ode_steps": 0}])
+@pytest.mark.parametrize("change", [{"images": 1}, {"importance": 0}, {"terms": 0}, {"ode_steps": 0}])
 def test_values_out_of_range_are_refused(change):
     (key,) = change
     with pytest.raises(ValueError, match=f"{key} = . should be at least"):
-        Likelihood(**{"images": 2, "terms": None, "ode_steps": 1} | change)
+        Likelihood(**{"images": 2, "importance": 1, "terms": None, "ode_steps": 1} | change)

@@ -26,7 +26,7 @@ TINY = [
     "ncsn.n_sigmas=4", "sample.ebm.chain=2", "sample.ncsn.step_size=null", "sample.ddpm.steps=3", "sample.edm.steps=3",
     *(f"{f}.net.{k}={v}" for f in ("ncsn", "ddpm", "edm") for k, v in
       {"channels": 8, "multipliers": [1, 2], "attention": [], "patch": 4}.items()),
-    "likelihood.images=4", "likelihood.terms=3", "likelihood.ode_steps=2",
+    "likelihood.images=4", "likelihood.importance=2", "likelihood.terms=3", "likelihood.ode_steps=2",
     "sweep.n=16", "sweep.samplers=[ddim]", "sweep.steps=[2]",
     *(f"{f}.train.{k}={v}" for f in FAMILIES for k, v in
       {"images": 800 if f == "ebm" else 64, "batch": 16, "rows": 100, "save_seconds": 0, "preview_rows": 0}.items()),

@@ -30,14 +30,16 @@ class Family(nn.Module, abc.ABC):
     """A generative model of images in [-1, 1].
 
     State that must survive a restart is a parameter or a persistent buffer; what the config determines is a
-    non-persistent buffer. A family touches no files, devices or autocast, and changes its buffers only in train mode.
+    non-persistent buffer. A family touches no files, devices or autocast, and changes its buffers only in train mode
+    and in `finish`.
     """
 
     net: nn.Module  # what may be compiled, and whose calls are counted as function evaluations (NFE)
     alarm: str = ""  # what it means, and what to do, when forward returns a true "alarm"
-    # How bits per dimension are measured (pofx.eval.likelihood): "forward" in eval mode returns them, the variational
-    # "bound" of a chain, the "flow" of a continuum of noise levels; None: the family has no honest likelihood.
-    likelihood: Literal["forward", "bound", "flow"] | None = None
+    # How bits per dimension are measured (pofx.eval.likelihood): "forward" in eval mode returns them; so it does with
+    # "importance", and `log_weights` gives a tighter bound; the variational "bound" of a chain, the "flow" of a
+    # continuum of noise levels; None: the family has no honest likelihood.
+    likelihood: Literal["forward", "importance", "bound", "flow"] | None = None
     # Of a denoiser D(x, sigma), which then is the method `denoise`: smallest and largest noise level, images on
     # [-1, 1], and the levels it was trained on, falling (None: a continuum).
     sigma_range: tuple[float, float] | None = None
@@ -46,6 +48,24 @@ class Family(nn.Module, abc.ABC):
     def prepare(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, float]:
         """Look at the training images once, before training: returns what is worth a metric, warns on stderr."""
         return {}
+
+    def finish(self, images: UInt8[Tensor, "n 3 h w"]) -> None:
+        """Look at the training images once, after training, in eval mode under no_grad, and set persistent buffers."""
+        return None
+
+    def monitor(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, Any]:
+        """Look at test images after training, under no_grad in eval mode: returns what is worth a metric (numbers and
+        lists of numbers), warns on stderr."""
+        return {}
+
+    def reconstruct(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"] | None:
+        """Images in [-1, 1] as they come back from the family's code, without randomness; None: it has no code."""
+        return None
+
+    def log_weights(self, x: Float[Tensor, "b 3 h w"], k: int) -> Float[Tensor, "k b"]:
+        """log p(x, z) / q(z|x) in nats for k codes z ~ q(z|x) an image, p(x, z) being a probability of grey levels; for
+        `likelihood = "importance"`."""
+        raise NotImplementedError
 
     @abc.abstractmethod
     def forward(self, x: Float[Tensor, "b 3 32 32"]) -> Terms:

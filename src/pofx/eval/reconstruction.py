@@ -1,0 +1,32 @@
+"""How well a family with a code gives images back: PSNR and SSIM, which say nothing of its samples."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import nn
+
+from pofx.core.images import to_model
+
+
+@torch.no_grad()
+def evaluate(
+    family: nn.Module, images: UInt8[np.ndarray, "n 3 h w"], batch: int, device: torch.device
+) -> dict[str, float]:
+    """recon_psnr (dB) and recon_ssim of `images`, means over them; nothing for a family that has no code."""
+    rows = []
+    for start in range(0, len(images), batch):
+        x = to_model(torch.from_numpy(np.array(images[start : start + batch])).to(device))
+        again = family.reconstruct(x)
+        if again is None:
+            return {}
+        rows += [compare(*pair) for pair in zip(x.cpu().numpy(), again.clamp(-1, 1).cpu().numpy(), strict=True)]
+    psnr, ssim = np.mean(rows, 0).tolist()
+    return {"recon_psnr": psnr, "recon_ssim": ssim}
+
+
+def compare(x: Float[np.ndarray, "3 h w"], y: Float[np.ndarray, "3 h w"]) -> tuple[float, float]:
+    """PSNR in dB and SSIM of two images in [-1, 1], SSIM with the Gaussian window of Wang et al. 2004."""
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    ssim = structural_similarity(x, y, data_range=2.0, channel_axis=0, **window)
+    return float(peak_signal_noise_ratio(x, y, data_range=2.0)), float(ssim)
