@@ -73,10 +73,10 @@ class Block(nn.Module):
 class Inverted(nn.Module):
     """Inverted residual block: layer norm, to four times the width, a depthwise 3x3, and back.
 
-    The shape of the block is MobileNetV2's (Sandler et al. 2018, arXiv 1801.04381); the noise embedding scales and shifts
-    what enters and scales what leaves, as in DiT (Peebles & Xie 2023, arXiv 2212.09748). Nearly all of it is matrix
-    products over single positions, where a processor without tensor cores is fastest, and every position is normed by
-    itself, so that a small shape on a plain ground is not drowned by the ground's statistics.
+    The shape of the block is MobileNetV2's (Sandler et al. 2018, arXiv 1801.04381); the noise embedding scales and
+    shifts what enters and scales what leaves, as in DiT (Peebles & Xie 2023, arXiv 2212.09748). Nearly all of it is
+    matrix products over single positions, where a processor without tensor cores is fastest, and every position is
+    normed by itself, so that a small shape on a plain ground is not drowned by the ground's statistics.
     """
 
     def __init__(self, before: int, after: int, embedding: int, dropout: float):
