@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from stages import RUNS, run
 from pofx.core import config, family, files, machine
@@ -25,6 +26,8 @@ def main(name: str) -> None:
     row = distances.compare(features, reference, net.keys, cfg.kid_subsets, cfg.kid_subset_size, seed)
     bits = config.section("likelihood", likelihood.Likelihood)
     row |= likelihood.evaluate(model, test, cfg.batch, device, seed, bits)
+    with torch.no_grad():
+        row |= model.inspect(torch.from_numpy(test).to(device))
     protocol = {
         "n": len(drawn),
         "test_images": len(test),
