@@ -1,11 +1,12 @@
 """Vector-quantised autoencoder (van den Oord et al. 2017, arXiv 1711.00937): images as 8x8 maps of discrete codes.
 
-    loss = -log N(x; m(e), s^2 I) + commitment |z - sg[e]|^2,   e_i the code nearest to z_i(x)
+    loss = d / (2 s^2) [ mean (x - m(e))^2 + commitment * mean (z - sg[e])^2 ] + d log s,   e_i the code nearest to z_i(x)
 
-summed over pixels and over the map. The gradient passes from e to z as if they were equal (straight-through); the codes
-follow the encoder by moving averages (pofx.nn.codebook). s is one learned number for all pixels, as in the VAE, where
-the paper's squared error fixes it: so log p(x, codes) >= log N + log p(codes) is honest. By itself the model knows no
-better than that all codes are equally frequent; what they are in images is learned by the family vqprior.
+The first term and the last are -log N(x; m(e), s^2 I) of the d pixels, s being one learned number for all of them, as
+in the VAE; the paper fixes it. So -log p(x) <= -log N - log p(codes) is honest; the second term moves with the first, and the
+balance of the published means stays. The gradient passes from e to z as if they were equal (straight-through); the
+codes follow the encoder by moving averages (pofx.nn.codebook). By itself the model knows no better than that all maps
+of codes are equally likely; how they are distributed is learned by the family vqprior.
 """
 
 import math
@@ -26,7 +27,7 @@ LOG_2PI = math.log(2 * math.pi)
 LOG_SIGMA_FLOOR = -6.0
 BIN = 2 / 255  # width of one grey level, with images in [-1, 1]
 SIDE = 8  # of the map of codes
-FIRST = 512  # training images whose vectors the codebook starts from
+FIRST = 256  # training images whose vectors the codebook starts from
 CHUNK = 500  # images at a time where many are encoded
 
 
@@ -86,9 +87,10 @@ class Model(Family):
         else:  # the density of a grey level is spread evenly over its bin
             x = x + (torch.rand_like(x) - 0.5) * BIN
         log_px = self.log_likelihood(x, z + (e - z).detach())
-        commitment = (z - e).square().flatten(1).sum(1)
+        commitment = (z - e).square().flatten(1).mean(1)
+        precision = 0.5 * x[0].numel() * (-2 * self.log_sigma().detach()).exp()
         used = perplexity(self.book.count(nearest))
-        terms = {"loss": self.cfg.commitment * commitment - log_px, "log_px": log_px, "commitment": commitment}
+        terms = {"loss": self.cfg.commitment * precision * commitment - log_px, "log_px": log_px, "commitment": commitment}
         terms |= {"perplexity": used, "code_norm": vectors.norm(dim=1).mean(), "sigma": self.log_sigma().exp()}
         if not self.training:  # every map of codes as likely as any other
             nats = z[0, 0].numel() * math.log(self.cfg.codes)

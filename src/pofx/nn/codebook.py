@@ -37,7 +37,7 @@ class Codebook(nn.Module):
         return far.argmin(1)
 
     @torch.no_grad()
-    def start(self, z: Float[Tensor, "n dim"], count: float, rounds: int = 10) -> None:
+    def start(self, z: Float[Tensor, "n dim"], count: int, rounds: int = 10) -> None:
         """Lloyd's k-means of these vectors, from some of them drawn by the global generator.
 
         Args:
@@ -57,11 +57,11 @@ class Codebook(nn.Module):
         n, total = self._gather(z, nearest)
         self.counts.lerp_(n, 1 - self.decay)
         self.sums.lerp_(total, 1 - self.decay)
-        even = len(z) / len(self.codes)
-        dead = (self.counts < self.revive * even)[:, None]
+        least = self.revive * len(z) / len(self.codes)  # what it starts with as well: unused, it moves on at once
+        dead = (self.counts < least)[:, None]
         fresh = z[torch.randint(len(z), (len(self.codes),), device=z.device)]
-        self.counts.copy_(torch.where(dead[:, 0], even, self.counts))
-        self.sums.copy_(torch.where(dead, even * fresh, self.sums))
+        self.counts.clamp_(min=least)
+        self.sums.copy_(torch.where(dead, least * fresh, self.sums))
         whole = self.counts.sum()
         smooth = (self.counts + SMOOTHING) / (whole + len(self.codes) * SMOOTHING) * whole
         self.codes.copy_(self.sums / smooth[:, None])
