@@ -1,10 +1,10 @@
 """Vector-quantised autoencoder (van den Oord et al. 2017, arXiv 1711.00937): images as 8x8 maps of discrete codes.
 
-    loss = d / (2 s^2) [ mean (x - m(e))^2 + commitment * mean (z - sg[e])^2 ] + d log s,   e_i the code nearest to z_i(x)
+    loss = d / (2 s^2) [ mean (x - m(e))^2 + commitment * mean (z - sg[e])^2 ] + d log s,   e = the code nearest to z
 
-The first term and the last are -log N(x; m(e), s^2 I) of the d pixels, s being one learned number for all of them, as
-in the VAE; the paper fixes it. So -log p(x) <= -log N - log p(codes) is honest; the second term moves with the first, and the
-balance of the published means stays. The gradient passes from e to z as if they were equal (straight-through); the
+Without its second term this is -log N(x; m(e), s^2 I) of the d pixels, s being one learned number for all, as in the
+VAE, where the paper fixes it: so -log p(x) <= -log N - log p(codes) is honest. The second term moves along with s, to
+keep the balance of the published means. The gradient passes from e to z as if they were equal (straight-through); the
 codes follow the encoder by moving averages (pofx.nn.codebook). By itself the model knows no better than that all maps
 of codes are equally likely; how they are distributed is learned by the family vqprior.
 """
@@ -90,8 +90,9 @@ class Model(Family):
         commitment = (z - e).square().flatten(1).mean(1)
         precision = 0.5 * x[0].numel() * (-2 * self.log_sigma().detach()).exp()
         used = perplexity(self.book.count(nearest))
-        terms = {"loss": self.cfg.commitment * precision * commitment - log_px, "log_px": log_px, "commitment": commitment}
-        terms |= {"perplexity": used, "code_norm": vectors.norm(dim=1).mean(), "sigma": self.log_sigma().exp()}
+        loss = self.cfg.commitment * precision * commitment - log_px
+        terms = {"loss": loss, "log_px": log_px, "commitment": commitment, "perplexity": used}
+        terms |= {"code_norm": vectors.norm(dim=1).mean(), "sigma": self.log_sigma().exp()}
         if not self.training:  # every map of codes as likely as any other
             nats = z[0, 0].numel() * math.log(self.cfg.codes)
             terms["bpd"] = (nats - log_px) / (x[0].numel() * math.log(2)) - math.log2(BIN)

@@ -71,7 +71,7 @@ class Codebook(nn.Module):
         return F.one_hot(nearest, len(self.codes)).float().sum(0)
 
     def _gather(self, z: Tensor, nearest: Tensor) -> tuple[Float[Tensor, " size"], Float[Tensor, "size dim"]]:
-        """How many vectors chose each code, and their sum. By a product: adding by index is not reproducible on GPUs."""
+        """How many vectors chose each code, and their sum; by a product, since adding by index varies on GPUs."""
         chosen = F.one_hot(nearest, len(self.codes)).float()
         with torch.autocast(z.device.type, enabled=False):
             return chosen.sum(0), chosen.T @ z.float()

@@ -1,7 +1,7 @@
 """Residual encoder and decoder between images and maps of a quarter of their side (van den Oord et al. 2017).
 
-The published layers (two stride-2 convolutions, a 3x3 one, residual blocks of 3x3 and 1x1), with a GroupNorm before each
-block's activations: training may be short and fast.
+The published layers (two stride-2 convolutions, a 3x3 one, residual blocks of 3x3 and 1x1), with a GroupNorm before the
+activations: training may be short and fast.
 """
 
 import torch.nn.functional as F
