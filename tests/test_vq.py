@@ -12,6 +12,7 @@ from pofx.core import family
 from pofx.core.images import to_model
 from pofx.core.loop import train
 from pofx.core.rng import Noise
+from pofx.eval.likelihood import Likelihood, evaluate
 from pofx.nn.causal import PixelCNN, Transformer
 from pofx.nn.codebook import Codebook, perplexity
 
@@ -243,3 +244,11 @@ def test_usage_is_counted_over_all_images(sprites):
     assert got["codes_used"] == pytest.approx((counts > 0).float().mean().item())
     assert got["perplexity"] == pytest.approx(perplexity(counts.float()).item(), rel=1e-5)
     assert vqprior(base=model).inspect(sprites) == got
+
+
+def test_the_score_tells_codes_from_pixels(sprites):
+    model, cfg = vqprior(base=vqvae(sprites)), Likelihood(images=20, terms=None, ode_steps=1)
+    row = evaluate(model, sprites[:30].numpy(), 8, torch.device("cpu"), 0, cfg)
+    assert row["bpd"] == pytest.approx(row["bpd_prior"] + row["bpd_decoder"], rel=1e-6)
+    assert row["bpd_prior"] == pytest.approx(64 * 4 / D, rel=1e-6)  # untrained
+    assert row["test_loss"] == pytest.approx(64 * math.log(16), rel=1e-6)
