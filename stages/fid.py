@@ -38,7 +38,8 @@ def main(name: str) -> None:
     protocol |= {"extractor": net.name, "kid_subsets": cfg.kid_subsets, "kid_subset_size": cfg.kid_subset_size}
     row["protocol"] = protocol
     card = files.read_json(Path(f"models/{name}/model.json"))
-    row["config"] = {name: card["config"], f"sample.{name}": config.value(f"sample.{name}", dict)}
+    base = {card["base"]["family"]: card["base"]["config"]} if "base" in card else {}  # trained before, and part of it
+    row["config"] = base | {name: card["config"], f"sample.{name}": config.value(f"sample.{name}", dict)}
     files.write_npy(Path(f"features/{name}.npy"), features)
     files.write_json(Path(f"metrics/fid/{name}.json"), {key: {name: value} for key, value in row.items()})
 

@@ -25,19 +25,20 @@ def main(name: str, minutes: float | None) -> None:
     cfg, seed = config.section(name, module.Config), config.value("seed", int)
     train, device, stop = cfg.train, machine.device(), machine.StopRequest(minutes)
     torch.manual_seed(fold(seed, "init"))
-    model = module.Model(cfg).to(device)
+    model = family.create(name, cfg, Path("models")).to(device)
     data = Path("data/train.npy")
     images = torch.from_numpy(np.load(data)).to(device)
     pool = Pool(images, train.batch, seed, train.flip)
     noted = model.prepare(images)
     code, content = state.code_hash(), files.digest(data)
+    base = files.digest(Path(f"models/{model.needs}/model.safetensors")) if model.needs else None
     harmless = {"save_seconds", "preview_rows"}  # when to save or to show decides no weight
     setting = dataclasses.asdict(cfg)
     setting["train"] = {k: v for k, v in setting["train"].items() if k not in harmless}
     draw = config.untracked(f"sample.{name}", module.Sample)  # for previews alone, of which a change reruns nothing
 
     with state.Slot(
-        RUNS, f"train_{name}", [setting, seed, code, content], fresh=os.environ.get("FRESH") == "1"
+        RUNS, f"train_{name}", [setting, seed, code, content, base], fresh=os.environ.get("FRESH") == "1"
     ) as slot:
 
         def preview(seen: int) -> None:

@@ -58,8 +58,9 @@ def small(name: str, **train):
 
 
 def build(module, cfg, seed: int = 0):
+    base = [build(*small(module.Model.needs))] if module.Model.needs else []  # untrained: enough for every contract
     torch.manual_seed(seed)
-    return module.Model(cfg)
+    return module.Model(cfg, *base)
 
 
 def pool(images: torch.Tensor, cfg, seed: int = 0) -> Pool:

@@ -17,18 +17,19 @@ from tools import compose
 
 ROOT = Path(__file__).resolve().parents[1]
 N = 64
-FAMILIES = ("vae", "ebm", "ncsn", "ddpm", "edm")
+FAMILIES = ("vae", "ebm", "ncsn", "ddpm", "edm", "vqprior")
 TINY = [
     "scale=laptop", f"data.sprites.n_train={N}", f"data.sprites.n_test={N}", f"sample.n={N}",
     f"fid.n_reference={N}", "fid.batch=32", "fid.kid_subsets=2", "fid.kid_subset_size=32",
     "vae.channels=[8,8,8]", "vae.latent=8",
+    "vqvae.channels=8", "vqvae.codes=8", "vqvae.dim=4", "vqprior.width=8", "vqprior.layers=1",
     "ebm.channels=8", "ebm.blocks=1", "ebm.patch=4", "ebm.buffer=64", "ebm.chain=2",
     "ncsn.n_sigmas=4", "sample.ebm.chain=2", "sample.ncsn.step_size=null", "sample.ddpm.steps=3", "sample.edm.steps=3",
     *(f"{f}.net.{k}={v}" for f in ("ncsn", "ddpm", "edm") for k, v in
       {"channels": 8, "multipliers": [1, 2], "attention": [], "patch": 4}.items()),
     "likelihood.images=4", "likelihood.importance=2", "likelihood.terms=3", "likelihood.ode_steps=2",
     "sweep.n=16", "sweep.samplers=[ddim]", "sweep.steps=[2]",
-    *(f"{f}.train.{k}={v}" for f in FAMILIES for k, v in
+    *(f"{f}.train.{k}={v}" for f in (*FAMILIES, "vqvae") for k, v in
       {"images": 800 if f == "ebm" else 64, "batch": 16, "rows": 100, "save_seconds": 0, "preview_rows": 0}.items()),
 ]  # fmt: skip
 CHAIN = "train_{0} sample@{0} fid@{0} report"

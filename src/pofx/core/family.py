@@ -34,6 +34,7 @@ class Family(nn.Module, abc.ABC):
     and in `finish`.
     """
 
+    cfg: Any  # the Config it was built from
     net: nn.Module  # what may be compiled, and whose calls are counted as function evaluations (NFE)
     alarm: str = ""  # what it means, and what to do, when forward returns a true "alarm"
     # How bits per dimension are measured (pofx.eval.likelihood): "forward" in eval mode returns them; so it does with
@@ -44,6 +45,9 @@ class Family(nn.Module, abc.ABC):
     # [-1, 1], and the levels it was trained on, falling (None: a continuum).
     sigma_range: tuple[float, float] | None = None
     ladder: Float64[np.ndarray, " _"] | None = None
+    # Another family whose trained model this one is built on, as Model(cfg, base): it keeps it as `base`, frozen and in
+    # eval mode, and its weights are saved along. The stage that trains has models/<needs> among its deps.
+    needs: str | None = None
 
     def prepare(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, float]:
         """Look at the training images once, before training: returns what is worth a metric, warns on stderr."""
@@ -69,7 +73,8 @@ class Family(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, x: Float[Tensor, "b 3 32 32"]) -> Terms:
-        """The loss for every image, and whatever is worth a curve. In eval mode also "bpd" (B,) where it exists."""
+        """The loss for every image, and whatever is worth a curve. In eval mode also "bpd" (B,) where it exists, and
+        "bpd_..." (B,), parts of it that are worth a metric."""
 
     @abc.abstractmethod
     def sample(self, noise: Noise, cfg: Any) -> Float[Tensor, "n 3 32 32"]:
@@ -83,24 +88,34 @@ def module(name: str) -> ModuleType:
     return importlib.import_module(f"pofx.families.{name}")
 
 
+def create(name: str, cfg: Any, models: Path) -> Family:
+    """A model to be trained; what it needs is loaded from the folder `models`."""
+    family = module(name).Model
+    return family(cfg, *([load(models / family.needs)] if family.needs else []))
+
+
 def save_model(folder: Path, name: str, cfg: Any, model: Family, provenance: dict[str, Any]) -> None:
     """Write `folder`/model.safetensors and model.json: all that sampling needs."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with files.atomic(Path(folder) / "model.safetensors") as file:
         file.write(save(tensors))
-    files.write_json(
-        Path(folder) / "model.json", {"family": name, "config": dataclasses.asdict(cfg), "provenance": provenance}
-    )
+    card = {"family": name, "config": dataclasses.asdict(cfg), "provenance": provenance}
+    if model.needs:
+        card["base"] = {"family": model.needs, "config": dataclasses.asdict(model.base.cfg)}
+    files.write_json(Path(folder) / "model.json", card)
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> Family:
     """The model in `folder`, on `device`, in eval mode."""
-    card = files.read_json(Path(folder) / "model.json")
-    family = module(card["family"])
-    cfg = config.build(family.Config, card["config"], f"{folder}/model.json")
-    model = family.Model(cfg)
+
+    def build(card: dict[str, Any]) -> Family:
+        family = module(card["family"])
+        cfg = config.build(family.Config, card["config"], f"{folder}/model.json")
+        return family.Model(cfg, *([build(card["base"])] if "base" in card else []))
+
+    model = build(files.read_json(Path(folder) / "model.json"))
     model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
-    if cfg.train.channels_last:
+    if model.cfg.train.channels_last:
         model.to(memory_format=torch.channels_last)
     return model.to(device).eval()
 

@@ -61,21 +61,21 @@ def evaluate(
         mean bits per dimension of the first cfg.images images, and bpd_stderr: standard error of that mean. It covers
         the choice of the images and all noise drawn for them, which is independent from image to image; neither the
         randomness of training nor the steps of the flow. With weights of importance also bpd_iw and bpd_iw_stderr, of
-        the same images.
+        the same images. And the means of the parts of bpd that the family names.
 
     Raises:
         UserError: the loss or the bits are not finite.
     """
     family.eval().to(device)
     torch.manual_seed(seed)
-    terms: dict[str, list[Tensor]] = {"loss": [], "bpd": []}
+    terms: dict[str, list[Tensor]] = {}
     with Bar(total=len(images), desc="test loss", unit="img") as bar:
         for start in range(0, len(images), batch):
             part = torch.from_numpy(np.array(images[start : start + batch])).to(device)
             got = family(to_model(part))
-            for key, rows in terms.items():
-                if key in got:
-                    rows.append(got[key].double().cpu())
+            for key, value in got.items():
+                if key == "loss" or key.startswith("bpd"):
+                    terms.setdefault(key, []).append(value.double().cpu())
             bar.update(len(part))
     loss = torch.cat(terms["loss"]).mean().item()
     if not math.isfinite(loss):
@@ -99,7 +99,8 @@ def evaluate(
         row |= _mean("bpd_iw", weighted(family.log_weights, x, cfg.importance, batch))
     if not math.isfinite(row["bpd"]):
         raise UserError("bits per dimension are not finite: the denoiser is too rough to follow; train it for longer")
-    return row
+    parts = {key: torch.cat(rows)[: cfg.images] for key, rows in terms.items() if key.startswith("bpd_")}
+    return row | {key: rows.mean().item() for key, rows in parts.items()}
 
 
 def _mean(key: str, bpd: Tensor) -> dict[str, float]:

@@ -1,0 +1,138 @@
+"""Vector-quantised autoencoder (van den Oord et al. 2017, arXiv 1711.00937): images as 8x8 maps of discrete codes.
+
+    loss = d / (2 s^2) [ mean (x - m(e))^2 + commitment * mean (z - sg[e])^2 ] + d log s,   e = the code nearest to z
+
+Without its second term this is -log N(x; m(e), s^2 I) of the d pixels, s being one learned number for all, as in the
+VAE, where the paper fixes it: so -log p(x) <= -log N - log p(codes) is honest. The second term moves along with s, to
+keep the balance of the published means. The gradient passes from e to z as if they were equal (straight-through); the
+codes follow the encoder by moving averages (pofx.nn.codebook). By itself the model knows no better than that all maps
+of codes are equally likely; how they are distributed is learned by the family vqprior.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+
+from pofx.core.family import Family, Terms
+from pofx.core.images import to_model
+from pofx.core.loop import Train
+from pofx.core.rng import Noise
+from pofx.nn.codebook import Codebook, perplexity
+from pofx.nn.resnet import Decoder, Encoder
+
+LOG_2PI = math.log(2 * math.pi)
+LOG_SIGMA_FLOOR = -6.0
+BIN = 2 / 255  # width of one grey level, with images in [-1, 1]
+SIDE = 8  # of the map of codes
+FIRST = 256  # training images whose vectors the codebook starts from
+CHUNK = 500  # images at a time where many are encoded
+
+
+@dataclass(frozen=True)
+class Config:
+    channels: int
+    blocks: int  # residual blocks of the encoder, and of the decoder
+    codes: int  # K
+    dim: int  # numbers of a code
+    commitment: float
+    decay: float  # of the averages that the codes are made of, a step
+    revive: float  # a code used less than this share of an even one starts anew; 0: never
+    sigma: float  # of the decoder, on [-1, 1], where it starts
+    train: Train
+
+    def __post_init__(self) -> None:
+        if self.sigma <= math.exp(LOG_SIGMA_FLOOR):
+            raise ValueError(f"sigma = {self.sigma} should be above {math.exp(LOG_SIGMA_FLOOR):.2g}")
+        for key in ("decay", "revive"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"{key} = {getattr(self, key)} should lie in [0, 1)")
+        if self.codes < 2:
+            raise ValueError(f"codes = {self.codes} should be at least 2")
+
+
+@dataclass(frozen=True)
+class Sample:
+    batch: int
+
+
+class Model(Family):
+    likelihood = "forward"
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        self.cfg = cfg
+        self.encoder = Encoder(cfg.channels, cfg.blocks, cfg.dim)
+        self.book = Codebook(cfg.codes, cfg.dim, cfg.decay, cfg.revive)
+        self.net = Decoder(cfg.channels, cfg.blocks, cfg.dim)
+        above = math.log(math.expm1(math.log(cfg.sigma) - LOG_SIGMA_FLOOR))  # inverse of softplus
+        self.width = nn.Parameter(torch.tensor(above))
+
+    def prepare(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, float]:
+        """Start the codebook from the vectors of the first images, by k-means."""
+        with torch.no_grad():
+            z = self.encoder(to_model(images[:FIRST])).float()
+        self.book.start(_vectors(z), self.cfg.train.batch // self.cfg.train.accumulate * SIDE**2)
+        return {}
+
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Terms:
+        z = self.encoder(x).float()
+        vectors = _vectors(z)
+        nearest = self.book.nearest(vectors.detach())
+        e = self.book.codes[nearest].unflatten(0, (len(z), *z.shape[2:])).permute(0, 3, 1, 2)
+        if self.training:
+            self.book.follow(vectors.detach(), nearest)
+        else:  # the density of a grey level is spread evenly over its bin
+            x = x + (torch.rand_like(x) - 0.5) * BIN
+        log_px = self.log_likelihood(x, z + (e - z).detach())
+        commitment = (z - e).square().flatten(1).mean(1)
+        precision = 0.5 * x[0].numel() * (-2 * self.log_sigma().detach()).exp()
+        used = perplexity(self.book.count(nearest))
+        loss = self.cfg.commitment * precision * commitment - log_px
+        terms = {"loss": loss, "log_px": log_px, "commitment": commitment, "perplexity": used}
+        terms |= {"code_norm": vectors.norm(dim=1).mean(), "sigma": self.log_sigma().exp()}
+        if not self.training:  # every map of codes as likely as any other
+            nats = z[0, 0].numel() * math.log(self.cfg.codes)
+            terms["bpd"] = (nats - log_px) / (x[0].numel() * math.log(2)) - math.log2(BIN)
+        return terms
+
+    def codes(self, x: Float[Tensor, "b 3 h w"]) -> Int64[Tensor, "b n"]:
+        """The map of codes of every image in raster order; in float32 throughout, so that an image has one map."""
+        with torch.autocast(x.device.type, enabled=False):
+            z = self.encoder(x)
+        return self.book.nearest(_vectors(z)).view(len(x), -1)
+
+    def quantised(self, codes: Int64[Tensor, "b n"]) -> Float[Tensor, "b dim h w"]:
+        """What the decoder is given for a map of codes."""
+        return self.book.codes[codes].transpose(1, 2).unflatten(2, (SIDE, SIDE))
+
+    def log_likelihood(self, x: Float[Tensor, "b 3 h w"], e: Float[Tensor, "b dim _ _"]) -> Float[Tensor, " b"]:
+        """log N(x; m(e), sigma^2 I) in nats, summed over pixels and channels."""
+        log_sigma = self.log_sigma()
+        error = ((x - self.net(e).float()) * (-log_sigma).exp()).square().flatten(1).sum(1)
+        return -0.5 * error - x[0].numel() * (log_sigma + 0.5 * LOG_2PI)
+
+    def log_sigma(self) -> Tensor:
+        """Of the decoder. Held above a floor: flat images would otherwise drive sigma to zero and the loss to -inf."""
+        return LOG_SIGMA_FLOOR + nn.functional.softplus(self.width)
+
+    def sample(self, noise: Noise, cfg: Sample) -> Float[Tensor, "n 3 32 32"]:
+        """Decoder means of codes drawn evenly and independently: what vqprior has to improve on, no images."""
+        codes = (noise.uniform(SIDE**2) * self.cfg.codes).long()  # at most codes - 1: 1 - 2^-24 times it rounds below
+        return self.net(self.quantised(codes.clamp(max=self.cfg.codes - 1)))
+
+    def reconstruct(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Decoder means of the images' codes."""
+        return self.net(self.quantised(self.codes(x))).float()
+
+    def monitor(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, Any]:
+        """How the codebook is used over all images: its perplexity, and the share of its codes that occur."""
+        counts = sum(self.book.count(self.codes(to_model(part)).flatten()) for part in images.split(CHUNK))
+        return {"perplexity": perplexity(counts).item(), "codes_used": (counts > 0).float().mean().item()}
+
+
+def _vectors(z: Float[Tensor, "b dim h w"]) -> Float[Tensor, "n dim"]:
+    return z.permute(0, 2, 3, 1).flatten(0, 2)
