@@ -63,7 +63,7 @@ class Clone:
 
     def __call__(self, command: str, code: int = 0) -> str:
         """Run a command to its end; what it wrote to stdout and stderr."""
-        done = subprocess.run(self._words(command), **self._how(), timeout=240)
+        done = subprocess.run(self._words(command), **self._how(), timeout=900)  # a whole pipeline, on a busy machine
         assert (done.returncode == 0) is (code == 0), f"{command}: exit code {done.returncode}\n{done.stdout}"
         return done.stdout
 

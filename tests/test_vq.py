@@ -247,7 +247,7 @@ def test_usage_is_counted_over_all_images(sprites):
 
 
 def test_the_score_tells_codes_from_pixels(sprites):
-    model, cfg = vqprior(base=vqvae(sprites)), Likelihood(images=20, terms=None, ode_steps=1)
+    model, cfg = vqprior(base=vqvae(sprites)), Likelihood(images=20, importance=1, terms=None, ode_steps=1)
     row = evaluate(model, sprites[:30].numpy(), 8, torch.device("cpu"), 0, cfg)
     assert row["bpd"] == pytest.approx(row["bpd_prior"] + row["bpd_decoder"], rel=1e-6)
     assert row["bpd_prior"] == pytest.approx(64 * 4 / D, rel=1e-6)  # untrained
