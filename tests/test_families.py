@@ -94,7 +94,7 @@ def test_saved_and_loaded_is_the_same_model(model, name, sprites, tmp_path):
 
 def test_training_learns(name, sprites, tmp_path):
     """On eight images the loss falls; an EBM's loss is a game, so there the energies must tell data from noise."""
-    images, lr = (2400, 2e-3) if name != "ebm" else (480, 1e-3)
+    images, lr = (1200, 2e-3) if name != "ebm" else (480, 1e-3)
     module, cfg = small(name, images=images, lr=lr, rows=20, ema_half_life=0, flip=False)
     model = build(module, cfg)
     with slot(tmp_path) as held:
