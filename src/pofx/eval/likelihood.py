@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from pofx.core import noise
 from pofx.core.errors import UserError
+from pofx.core.gaussian import BIN, dequantised
 from pofx.core.images import to_model
 from pofx.core.progress import Bar
 from pofx.core.rng import fold
 from pofx.core.samplers import Denoiser
 
-BIN = 2 / 255  # width of one grey level, with images in [-1, 1]
 SIGMA_DATA = 0.5  # of natural images on [-1, 1]: it says where to look closely, and biases no answer
 
 
@@ -228,7 +228,7 @@ def flow(
         steps: from the one to the other, at equal ratios.
         batch: images in an evaluation.
     """
-    x = x + (torch.rand_like(x) - 0.5) * BIN
+    x = dequantised(x)
     probe = torch.randint_like(x, 2) * 2 - 1
     sigmas = noise.geometric(*sigma_range, steps + 1).tolist()
     parts = list(zip(x.split(batch), probe.split(batch), strict=True))

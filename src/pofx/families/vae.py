@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from pofx.core import logistic
+from pofx.core import gaussian, logistic
 from pofx.core.errors import UserError
 from pofx.core.family import Family, Terms
 from pofx.core.images import to_model
@@ -28,9 +28,6 @@ from pofx.core.rng import Noise
 from pofx.nn.autoencoder import Decoder, Encoder, ResnetDecoder, ResnetEncoder
 from pofx.nn.lite0 import BLOCKS, Perceptual
 
-LOG_2PI = math.log(2 * math.pi)
-LOG_SIGMA_FLOOR = -6.0
-BIN = 2 / 255  # width of one grey level, with images in [-1, 1]
 ACTIVE = 0.01  # variance over images of a unit's posterior mean, above which it is in use (Burda et al. 2016)
 FEWEST_ACTIVE = 0.1  # of the units
 FITTED = 10_000  # images that the mixture is fitted to
@@ -69,6 +66,7 @@ class Config:
     train: Train
 
     def __post_init__(self) -> None:
+        gaussian.width(self.sigma)  # raises where there is none
         for key in ("latent", "mixtures", "importance", "blocks"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} = {getattr(self, key)} should be at least 1")
@@ -94,13 +92,10 @@ class Model(Family):
         else:
             self.encoder = ResnetEncoder(cfg.channels, cfg.blocks, cfg.latent)
             self.net = ResnetDecoder(cfg.channels, cfg.blocks, cfg.latent, out)
-        if cfg.sigma <= math.exp(LOG_SIGMA_FLOOR):
-            raise UserError(f"vae.sigma = {cfg.sigma} should be above {math.exp(LOG_SIGMA_FLOOR):.2g}")
-        above = torch.tensor(math.log(math.expm1(math.log(cfg.sigma) - LOG_SIGMA_FLOOR)))  # inverse of softplus
         if cfg.likelihood == "sigma_vae":
-            self.width = nn.Parameter(above)
+            self.width = nn.Parameter(gaussian.width(cfg.sigma))
         else:
-            self.register_buffer("width", above, persistent=False)
+            self.register_buffer("width", gaussian.width(cfg.sigma), persistent=False)
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
         self.perceptual = Perceptual(cfg.perceptual.layers, cfg.perceptual.side) if cfg.perceptual.alpha else None
         self.mixture = Mixture(cfg.components, cfg.latent) if cfg.components else None
@@ -117,7 +112,7 @@ class Model(Family):
             loss = math.log(cfg.importance) - (log_px - self.beta() * log_ratio).logsumexp(0)
         terms = {"loss": loss, "log_px": nats, "kl": kl}
         if cfg.likelihood != "logistic":
-            terms["sigma"] = self.log_sigma().exp()
+            terms["sigma"] = gaussian.log_sigma(self.width).exp()
         if self.perceptual:
             terms["features"] = self.perceptual(x, self.mean(out[: len(x)]))
             terms["loss"] = loss + cfg.perceptual.alpha * terms["features"]
@@ -151,21 +146,19 @@ class Model(Family):
         """log p(x|z) in nats, summed over pixels and channels: log N(x; out, sigma^2 I), or log P of grey levels."""
         if self.cfg.likelihood == "logistic":
             return logistic.log_prob(x, out)
-        log_sigma = self.log_sigma()
-        error = ((x - out) * (-log_sigma).exp()).square().flatten(1).sum(1)
-        return -0.5 * error - x[0].numel() * (log_sigma + 0.5 * LOG_2PI)
+        return gaussian.log_prob(x, out, gaussian.log_sigma(self.width))
 
     def mean(self, out: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]:
         """The mean image of the decoder's output."""
         return logistic.mean(out) if self.cfg.likelihood == "logistic" else out
 
     def dequantised(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """For a density: that of a grey level is spread evenly over its bin."""
-        return x if self.cfg.likelihood == "logistic" else x + (torch.rand_like(x) - 0.5) * BIN
+        """As the likelihood wants them: only a density needs more than grey levels."""
+        return x if self.cfg.likelihood == "logistic" else gaussian.dequantised(x)
 
     def log_bin(self) -> float:
         """What turns a log density into a log probability: the volume of a bin, a dimension."""
-        return 0.0 if self.cfg.likelihood == "logistic" else math.log(BIN)
+        return 0.0 if self.cfg.likelihood == "logistic" else math.log(gaussian.BIN)
 
     def price(self, units: Float[Tensor, "b latent"]) -> Float[Tensor, " b"]:
         """What the KL term costs an image. Free bits count every unit's mean over the batch, as published."""
@@ -223,7 +216,3 @@ class Model(Family):
         row = {"active_units": active, "kl_units": [round(v, 4) for v in kl.sort(descending=True).values.tolist()]}
         row |= {"code_mean_largest": mean.mean(0).abs().max().item()}
         return row | {"code_std_smallest": std.min().item(), "code_std_largest": std.max().item()}
-
-    def log_sigma(self) -> Tensor:
-        """Of the decoder. Held above a floor: flat images would otherwise drive sigma to zero and the loss to -inf."""
-        return LOG_SIGMA_FLOOR + nn.functional.softplus(self.width)

@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from pofx.core import gaussian
 from pofx.core.family import Family, Terms
 from pofx.core.loop import Train
 from pofx.core.progress import Bar
 from pofx.core.rng import Noise
 from pofx.nn.causal import PixelCNN, Transformer
 
-BIN = 2 / 255  # width of one grey level, with images in [-1, 1]
 LENGTH = 64  # codes of an image
 
 
@@ -36,6 +36,9 @@ class Config:
     train: Train
 
     def __post_init__(self) -> None:
+        for key in ("width", "layers", "heads"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} = {getattr(self, key)} should be at least 1")
         if self.width % self.heads:
             raise ValueError(f"heads = {self.heads} should divide width = {self.width}")
         if not 0 <= self.dropout < 1:
@@ -71,11 +74,11 @@ class Model(Family):
             codes = self.base.codes(x)
         nll = self.code_length(codes)
         terms = {"loss": nll, "bits_per_code": nll / (LENGTH * math.log(2))}
-        if not self.training:  # the density of a grey level is spread evenly over its bin
-            x = x + (torch.rand_like(x) - 0.5) * BIN
+        if not self.training:
+            x = gaussian.dequantised(x)
             unit = x[0].numel() * math.log(2)
             log_px = self.base.log_likelihood(x, self.base.quantised(codes))
-            terms |= {"bpd_prior": nll / unit, "bpd_decoder": -log_px / unit - math.log2(BIN)}
+            terms |= {"bpd_prior": nll / unit, "bpd_decoder": -log_px / unit - math.log2(gaussian.BIN)}
             terms["bpd"] = terms["bpd_prior"] + terms["bpd_decoder"]
         return terms
 

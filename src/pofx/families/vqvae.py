@@ -17,16 +17,14 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
+from pofx.core import gaussian
 from pofx.core.family import Family, Terms
 from pofx.core.images import to_model
 from pofx.core.loop import Train
 from pofx.core.rng import Noise
 from pofx.nn.codebook import Codebook, perplexity
-from pofx.nn.resnet import Decoder, Encoder
+from pofx.nn.vqvae import Decoder, Encoder
 
-LOG_2PI = math.log(2 * math.pi)
-LOG_SIGMA_FLOOR = -6.0
-BIN = 2 / 255  # width of one grey level, with images in [-1, 1]
 SIDE = 8  # of the map of codes
 FIRST = 256  # training images whose vectors the codebook starts from
 CHUNK = 500  # images at a time where many are encoded
@@ -45,8 +43,9 @@ class Config:
     train: Train
 
     def __post_init__(self) -> None:
-        if self.sigma <= math.exp(LOG_SIGMA_FLOOR):
-            raise ValueError(f"sigma = {self.sigma} should be above {math.exp(LOG_SIGMA_FLOOR):.2g}")
+        gaussian.width(self.sigma)  # raises where there is none
+        if self.channels < 8:
+            raise ValueError(f"channels = {self.channels} should be at least 8")
         for key in ("decay", "revive"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"{key} = {getattr(self, key)} should lie in [0, 1)")
@@ -68,8 +67,7 @@ class Model(Family):
         self.encoder = Encoder(cfg.channels, cfg.blocks, cfg.dim)
         self.book = Codebook(cfg.codes, cfg.dim, cfg.decay, cfg.revive)
         self.net = Decoder(cfg.channels, cfg.blocks, cfg.dim)
-        above = math.log(math.expm1(math.log(cfg.sigma) - LOG_SIGMA_FLOOR))  # inverse of softplus
-        self.width = nn.Parameter(torch.tensor(above))
+        self.width = nn.Parameter(gaussian.width(cfg.sigma))
 
     def prepare(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, float]:
         """Start the codebook from the vectors of the first images, by k-means."""
@@ -85,18 +83,18 @@ class Model(Family):
         e = self.book.codes[nearest].unflatten(0, (len(z), *z.shape[2:])).permute(0, 3, 1, 2)
         if self.training:
             self.book.follow(vectors.detach(), nearest)
-        else:  # the density of a grey level is spread evenly over its bin
-            x = x + (torch.rand_like(x) - 0.5) * BIN
-        log_px = self.log_likelihood(x, z + (e - z).detach())
+        else:
+            x = gaussian.dequantised(x)
+        log_px, log_sigma = self.log_likelihood(x, z + (e - z).detach()), gaussian.log_sigma(self.width)
         commitment = (z - e).square().flatten(1).mean(1)
-        precision = 0.5 * x[0].numel() * (-2 * self.log_sigma().detach()).exp()
+        precision = 0.5 * x[0].numel() * (-2 * log_sigma.detach()).exp()
         used = perplexity(self.book.count(nearest))
         loss = self.cfg.commitment * precision * commitment - log_px
         terms = {"loss": loss, "log_px": log_px, "commitment": commitment, "perplexity": used}
-        terms |= {"code_norm": vectors.norm(dim=1).mean(), "sigma": self.log_sigma().exp()}
+        terms |= {"code_norm": vectors.norm(dim=1).mean(), "sigma": log_sigma.exp()}
         if not self.training:  # every map of codes as likely as any other
             nats = z[0, 0].numel() * math.log(self.cfg.codes)
-            terms["bpd"] = (nats - log_px) / (x[0].numel() * math.log(2)) - math.log2(BIN)
+            terms["bpd"] = (nats - log_px) / (x[0].numel() * math.log(2)) - math.log2(gaussian.BIN)
         return terms
 
     def codes(self, x: Float[Tensor, "b 3 h w"]) -> Int64[Tensor, "b n"]:
@@ -111,13 +109,7 @@ class Model(Family):
 
     def log_likelihood(self, x: Float[Tensor, "b 3 h w"], e: Float[Tensor, "b dim _ _"]) -> Float[Tensor, " b"]:
         """log N(x; m(e), sigma^2 I) in nats, summed over pixels and channels."""
-        log_sigma = self.log_sigma()
-        error = ((x - self.net(e).float()) * (-log_sigma).exp()).square().flatten(1).sum(1)
-        return -0.5 * error - x[0].numel() * (log_sigma + 0.5 * LOG_2PI)
-
-    def log_sigma(self) -> Tensor:
-        """Of the decoder. Held above a floor: flat images would otherwise drive sigma to zero and the loss to -inf."""
-        return LOG_SIGMA_FLOOR + nn.functional.softplus(self.width)
+        return gaussian.log_prob(x, self.net(e).float(), gaussian.log_sigma(self.width))
 
     def sample(self, noise: Noise, cfg: Sample) -> Float[Tensor, "n 3 32 32"]:
         """Decoder means of codes drawn evenly and independently: what vqprior has to improve on, no images."""
