@@ -30,8 +30,8 @@ class Family(nn.Module, abc.ABC):
     """A generative model of images in [-1, 1].
 
     State that must survive a restart is a parameter or a persistent buffer; what the config determines is a
-    non-persistent buffer. A family touches no files, devices or autocast, and changes its buffers only in train mode
-    and in `finish`.
+    non-persistent buffer. A family touches no files of a run, devices or autocast (a perceptual loss reads its
+    network from the installation), and changes its buffers only in train mode and in `finish`.
     """
 
     cfg: Any  # the Config it was built from
@@ -61,6 +61,14 @@ class Family(nn.Module, abc.ABC):
         """Look at test images after training, under no_grad in eval mode: returns what is worth a metric (numbers and
         lists of numbers), warns on stderr."""
         return {}
+
+    def encode(self, x: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b latent"], Float[Tensor, "b latent"]] | None:
+        """Mean and log variance of the Gaussian code of every image; None: the family has no such code."""
+        return None
+
+    def decode(self, z: Float[Tensor, "b latent"]) -> Float[Tensor, "b 3 h w"]:
+        """The images of codes, for a family whose `encode` gives them."""
+        raise NotImplementedError
 
     def reconstruct(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"] | None:
         """Images in [-1, 1] as they come back from the family's code, without randomness; None: it has no code."""

@@ -142,6 +142,10 @@ class Model(Family):
         mean, log_var = self.encoder(x).float().chunk(2, 1)
         return mean, log_var.clamp(-10, 10)
 
+    def decode(self, z: Float[Tensor, "b latent"]) -> Float[Tensor, "b 3 h w"]:
+        """The decoder's mean."""
+        return self.mean(self.net(z).float())
+
     def log_likelihood(self, x: Float[Tensor, "b 3 h w"], out: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
         """log p(x|z) in nats, summed over pixels and channels: log N(x; out, sigma^2 I), or log P of grey levels."""
         if self.cfg.likelihood == "logistic":
@@ -189,7 +193,7 @@ class Model(Family):
         if cfg.prior == "mixture" and self.mixture is None:
             raise UserError("sample.vae.prior = mixture needs a model trained with vae.components above 0")
         z = self.mixture.draw(noise) if cfg.prior == "mixture" else noise.normal(self.cfg.latent)
-        return self.mean(self.net(z).float())
+        return self.decode(z)
 
     def finish(self, images: UInt8[Tensor, "n 3 h w"]) -> None:
         """Fit the mixture to codes of the first images, one draw each."""
@@ -199,7 +203,7 @@ class Model(Family):
 
     def reconstruct(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Decoder means of the posterior's means."""
-        return self.mean(self.net(self.encode(x)[0]).float())
+        return self.decode(self.encode(x)[0])
 
     def monitor(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, Any]:
         """Is the code in use, and does it match the prior: active units, KL of every unit (nats, falling), and of the
