@@ -24,7 +24,7 @@ def main(name: str) -> None:
     half = model.cfg.train.precision == "bf16"  # the network alone: samplers keep images in fp32
     drawn = []
     began = time.monotonic()
-    with torch.no_grad(), family.counted(model.net) as calls:
+    with torch.no_grad(), family.counted(model.net, *model.guides()) as calls:
         for start in Bar(range(0, n, cfg.batch), desc=f"sample {name}", unit="batch"):
             noise = Noise(fold(seed, "sample", name), start, min(n, start + cfg.batch), device)
             with torch.autocast(device.type, torch.bfloat16, enabled=half):

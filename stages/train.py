@@ -59,7 +59,8 @@ def main(name: str, minutes: float | None) -> None:
     family.save_model(Path(f"models/{name}"), name, cfg, model, {"seed": seed, "data": content, "code": code})
     files.write_csv(Path(f"plots/curves/{name}.csv"), curve)
     save_grid(np.concatenate(rows), Path(f"plots/progress/{name}.png"), columns=16)
-    size = sum(p.numel() for p in model.parameters())
+    earlier = {p for net in model.guides() for p in net.parameters()}
+    size = sum(p.numel() for p in model.parameters() if p not in earlier)
     files.write_json(
         Path(f"metrics/train/{name}.json"),
         {"train_loss": {name: curve[-1]["loss"]}, "parameters": {name: size}, "images_seen": {name: seen}}

@@ -107,8 +107,9 @@ def test_predictions_and_denoised_images_are_two_names_for_one_thing(kind):
 
 
 def settings(sampler: str, **change) -> Sample:
-    plain = {"batch": 64, "steps": None, "spacing": "uniform", "rho": 7.0, "denoise": True, "clip": False, "eta": 0.0,
-             "variance": "small", "churn": 0.0, "langevin_steps": 1, "step_size": None, "snr": 0.16}  # fmt: skip
+    plain = {"batch": 64, "guidance": 1.0, "steps": None, "spacing": "uniform", "rho": 7.0, "denoise": True,
+             "clip": False, "eta": 0.0, "variance": "small", "churn": 0.0, "langevin_steps": 1, "step_size": None,
+             "snr": 0.16}  # fmt: skip
     return Sample(**plain | {"sampler": sampler} | change)
 
 

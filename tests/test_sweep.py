@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from pofx.core import config, noise, samplers
+from pofx.core import config, noise
 from pofx.core.errors import UserError
-from pofx.core.family import Family
+from pofx.core.guidance import Denoiser
 from pofx.core.images import to_uint8
 from pofx.core.rng import Noise
 from pofx.core.samplers import Sample
@@ -20,28 +20,25 @@ from pofx.eval.extractor import Extractor, Fid
 MEAN, STD = 0.2, 0.3
 OWN = Sample(
     batch=64, sampler="heun", steps=4, spacing="geometric", rho=7.0, denoise=True, clip=False, variance="small",
-    eta=0.0, churn=0.0, langevin_steps=1, step_size=None, snr=0.16,
+    guidance=1.0, eta=0.0, churn=0.0, langevin_steps=1, step_size=None, snr=0.16,
 )  # fmt: skip
 CPU = torch.device("cpu")
 
 
-class Gaussian(Family):
+class Gaussian(Denoiser):
     """Data N(MEAN, STD^2), a pixel: D = (s^2 x + sigma^2 m) / (s^2 + sigma^2)."""
 
     sigma_range = (0.01, 20.0)
 
     def __init__(self, ladder: np.ndarray | None = None):
-        super().__init__()
-        self.net, self.ladder = nn.Identity(), ladder
+        super().__init__(nn.Identity(), 0.0, 0)
+        self.ladder = ladder
 
     def forward(self, x):
         raise NotImplementedError
 
-    def denoise(self, x, sigma):
+    def denoise(self, x, sigma, net=None):
         return (STD**2 * self.net(x) + sigma**2 * MEAN) / (STD**2 + sigma**2)
-
-    def sample(self, noise, cfg):
-        return samplers.draw(self.denoise, noise, cfg, self.sigma_range, self.ladder)
 
 
 @pytest.fixture(scope="module")

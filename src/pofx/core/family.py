@@ -49,6 +49,16 @@ class Family(nn.Module, abc.ABC):
     # eval mode, and its weights are saved along. The stage that trains has models/<needs> among its deps.
     needs: str | None = None
 
+    # Images after which the training calls `keep` once, with the averaged weights in the model; None: never.
+    keep_at: int | None = None
+
+    def keep(self) -> None:
+        """Keep the weights of this moment in persistent buffers or frozen parameters."""
+
+    def guides(self) -> list[nn.Module]:
+        """What was kept: networks of no parameters of their own, whose calls count as evaluations too."""
+        return []
+
     def prepare(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, float]:
         """Look at the training images once, before training: returns what is worth a metric, warns on stderr."""
         return {}
@@ -129,15 +139,16 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Family:
 
 
 @contextmanager
-def counted(net: nn.Module) -> Iterator[list[int]]:
-    """Count the calls of `net` in the block: the one-element list holds the number of evaluations."""
+def counted(*nets: nn.Module) -> Iterator[list[int]]:
+    """Count the calls of the networks in the block: the one-element list holds the number of evaluations."""
     calls = [0]
 
     def hook(*_):
         calls[0] += 1
 
-    handle = net.register_forward_pre_hook(hook)
+    handles = [net.register_forward_pre_hook(hook) for net in nets]
     try:
         yield calls
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

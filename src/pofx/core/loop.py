@@ -135,6 +135,9 @@ def train(
             opt.zero_grad(set_to_none=True)
             seen += cfg.batch
             ema.update(seen=seen, batch=cfg.batch)
+            if model.keep_at is not None and seen - cfg.batch < model.keep_at <= seen:
+                with ema.swapped():
+                    model.keep()
 
             _add(sums, "grad_norm", norm)
             bar.update(cfg.batch)

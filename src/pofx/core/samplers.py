@@ -33,6 +33,7 @@ class Sample:
 
     batch: int
     sampler: Literal["ancestral", "ddim", "dpmpp", "heun", "langevin", "consistent", "predictor_corrector"]
+    guidance: float  # weight of the denoiser against its guide (pofx.core.guidance); 1: none
     steps: int | None  # noise levels visited; None: all that the model was trained on
     spacing: schedule.Spacing
     rho: float  # karras spacing
@@ -47,8 +48,8 @@ class Sample:
 
     def __post_init__(self) -> None:
         for key, low, high in (
-            ("steps", 2, math.inf), ("rho", 1, math.inf), ("eta", 0, 1), ("churn", 0, math.inf),
-            ("langevin_steps", 1, math.inf), ("snr", 1e-9, 0.7),
+            ("guidance", 1, math.inf), ("steps", 2, math.inf), ("rho", 1, math.inf), ("eta", 0, 1),
+            ("churn", 0, math.inf), ("langevin_steps", 1, math.inf), ("snr", 1e-9, 0.7),
         ):  # fmt: skip
             value = getattr(self, key)
             if value is not None and not low <= value <= high:

@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from pofx.core import noise as schedule
+from pofx.core import samplers
 from pofx.core.family import Family
 from pofx.core.images import to_model, to_uint8
 from pofx.core.rng import Noise
@@ -56,18 +57,14 @@ def strip(model: Family, cfg: Sample, noise: Noise, columns: int) -> tuple[Pictu
         Levels: sigma of every column but the last.
     """
     seen: list[tuple[float, Tensor]] = []
-    plain = model.denoise
+    denoise = model.guided(cfg.guidance)
 
     def recorded(x: Tensor, sigma: float) -> Tensor:
-        out = plain(x, sigma)
+        out = denoise(x, sigma)
         seen.append((sigma, to_uint8(out)))
         return out
 
-    model.denoise = recorded
-    try:
-        sample = to_uint8(model.sample(noise, cfg))
-    finally:
-        del model.denoise  # the class's own again
+    sample = to_uint8(samplers.draw(recorded, noise, cfg, model.sigma_range, model.ladder))
     picked = [seen[i] for i in np.linspace(0, len(seen) - 1, min(columns, len(seen))).round().astype(int)[:-1]]
     shown = torch.stack([*(image for _, image in picked), sample], 1)
     return shown.flatten(0, 1).cpu().numpy(), [sigma for sigma, _ in picked]

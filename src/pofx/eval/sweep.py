@@ -77,7 +77,7 @@ def draw(
             bar.set_postfix_str(f"{point.sampler}, {point.steps or 'all'} steps", refresh=False)
             images, began = [], time.monotonic()
             try:
-                with counted(model.net) as calls:
+                with counted(model.net, *model.guides()) as calls:
                     for start in starts:
                         noise = Noise(seed, start, min(cfg.n, start + own.batch), device)
                         images.append(_bytes(model.sample(noise, point)))

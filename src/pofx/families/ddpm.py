@@ -12,13 +12,12 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from pofx.core import noise as schedule
-from pofx.core import samplers
-from pofx.core.family import Family, Terms
+from pofx.core.family import Terms
+from pofx.core.guidance import Denoiser
 from pofx.core.loop import Train
-from pofx.core.rng import Noise
 from pofx.core.samplers import Sample
 from pofx.nn.unet import Shape, UNet
 
@@ -30,6 +29,7 @@ class Config:
     timesteps: int  # T
     schedule: Literal["linear", "cosine"]
     prediction: Literal["eps", "x0", "v"]
+    guide: float  # share of the training after which the network is kept as a guide; 0: none
     net: Shape
     train: Train
 
@@ -38,13 +38,12 @@ class Config:
             raise ValueError(f"timesteps = {self.timesteps} should be above 20")
 
 
-class Model(Family):
+class Model(Denoiser):
     likelihood = "bound"
 
     def __init__(self, cfg: Config):
-        super().__init__()
+        super().__init__(UNet(cfg.net, "step"), cfg.guide, cfg.train.images)
         self.cfg = cfg
-        self.net = UNet(cfg.net, "step")
         self.ladder = schedule.preserving(cfg.schedule, cfg.timesteps)
         self.sigma_range = (float(self.ladder[-1]), float(self.ladder[0]))
         rising = torch.tensor(self.ladder[::-1].copy(), dtype=torch.float32)  # by time step
@@ -58,16 +57,13 @@ class Model(Family):
         return {"loss": (self.predict(noisy, t.float(), sigma) - target).square().flatten(1).mean(1)}
 
     def predict(
-        self, x: Float[Tensor, "b 3 h w"], t: Float[Tensor, " b"], sigma: Tensor | float
+        self, x: Float[Tensor, "b 3 h w"], t: Float[Tensor, " b"], sigma: Tensor | float, net: nn.Module | None = None
     ) -> Float[Tensor, "b 3 h w"]:
         """The network's answer for x = x0 + sigma z; it sees x_t, of variance about one at every step."""
-        return self.net(x / (1 + sigma**2) ** 0.5, t).float()
+        return (net or self.net)(x / (1 + sigma**2) ** 0.5, t).float()
 
-    def denoise(self, x: Float[Tensor, "b 3 h w"], sigma: float) -> Float[Tensor, "b 3 h w"]:
+    def denoise(self, x: Float[Tensor, "b 3 h w"], sigma: float, net: nn.Module | None = None) -> Tensor:
         """D(x, sigma). Levels between two of the chain are given the time step between."""
         t = np.interp(np.log(sigma), np.log(self.ladder[::-1]), np.arange(len(self.ladder)))
-        out = self.predict(x, torch.full((len(x),), float(t), device=x.device), sigma)
+        out = self.predict(x, torch.full((len(x),), float(t), device=x.device), sigma, net)
         return schedule.to_denoised(self.cfg.prediction, out, x, sigma)
-
-    def sample(self, noise: Noise, cfg: Sample) -> Float[Tensor, "n 3 32 32"]:
-        return samplers.draw(self.denoise, noise, cfg, self.sigma_range, self.ladder)

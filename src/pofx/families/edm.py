@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from pofx.core import samplers
-from pofx.core.family import Family, Terms
+from pofx.core.family import Terms
+from pofx.core.guidance import Denoiser
 from pofx.core.loop import Train
-from pofx.core.rng import Noise
 from pofx.core.samplers import Sample
 from pofx.nn.unet import Shape, UNet
 
@@ -30,6 +29,7 @@ class Config:
     sigma_data: float  # standard deviation of the data
     log_mean: float  # of the training noise, of log sigma
     log_std: float
+    guide: float  # share of the training after which the network is kept as a guide; 0: none
     net: Shape
     train: Train
 
@@ -41,13 +41,12 @@ class Config:
                 raise ValueError(f"{key} = {getattr(self, key)} should be above 0")
 
 
-class Model(Family):
+class Model(Denoiser):
     likelihood = "flow"
 
     def __init__(self, cfg: Config):
-        super().__init__()
+        super().__init__(UNet(cfg.net, "sigma"), cfg.guide, cfg.train.images)
         self.cfg = cfg
-        self.net = UNet(cfg.net, "sigma")
         self.sigma_range = (cfg.sigma_min, cfg.sigma_max)
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Terms:
@@ -57,16 +56,14 @@ class Model(Family):
         error = self.precondition(x + sigma * torch.randn_like(x), sigma) - x
         return {"loss": (weight * error.square()).flatten(1).mean(1)}
 
-    def precondition(self, x: Float[Tensor, "b 3 h w"], sigma: Float[Tensor, "b 1 1 1"]) -> Float[Tensor, "b 3 h w"]:
+    def precondition(
+        self, x: Float[Tensor, "b 3 h w"], sigma: Float[Tensor, "b 1 1 1"], net: nn.Module | None = None
+    ) -> Float[Tensor, "b 3 h w"]:
         """D(x, sigma) of the paper's equation 7."""
         data = self.cfg.sigma_data
         total = (sigma**2 + data**2).sqrt()
-        f = self.net(x / total, sigma.flatten().log() / 4).float()
+        f = (net or self.net)(x / total, sigma.flatten().log() / 4).float()
         return (data / total) ** 2 * x + sigma * data / total * f
 
-    def denoise(self, x: Float[Tensor, "b 3 h w"], sigma: float) -> Float[Tensor, "b 3 h w"]:
-        """D(x, sigma) at one level for all images."""
-        return self.precondition(x, torch.full((len(x), 1, 1, 1), sigma, device=x.device))
-
-    def sample(self, noise: Noise, cfg: Sample) -> Float[Tensor, "n 3 32 32"]:
-        return samplers.draw(self.denoise, noise, cfg, self.sigma_range, None)
+    def denoise(self, x: Float[Tensor, "b 3 h w"], sigma: float, net: nn.Module | None = None) -> Tensor:
+        return self.precondition(x, torch.full((len(x), 1, 1, 1), sigma, device=x.device), net)

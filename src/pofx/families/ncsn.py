@@ -12,14 +12,13 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from pofx.core import noise as schedule
-from pofx.core import samplers
-from pofx.core.family import Family, Terms
+from pofx.core.family import Terms
+from pofx.core.guidance import Denoiser
 from pofx.core.images import to_model
 from pofx.core.loop import Train
-from pofx.core.rng import Noise
 from pofx.core.samplers import Sample
 from pofx.nn.refinenet import RefineNet
 from pofx.nn.unet import Shape, UNet
@@ -40,6 +39,7 @@ class Config:
     continuous: bool  # train on all levels between, log-uniformly, rather than on the ladder's
     weighting: Literal["dsm", "karras"]  # of the levels: sigma^2 as published, or with more for the coarse ones
     output: Literal["score", "noise", "residual"]  # of the network: s (2019), sigma s (2020), what a Gaussian leaves
+    guide: float  # share of the training after which the network is kept as a guide; 0: none
     network: Literal["unet", "refinenet", "refinenet_conditional"]
     net: Shape  # a RefineNet uses channels and patch alone
     train: Train
@@ -51,14 +51,14 @@ class Config:
             raise ValueError(f"sigma_min = {self.sigma_min} should lie between 0 and sigma_max = {self.sigma_max}")
 
 
-class Model(Family):
+class Model(Denoiser):
     def __init__(self, cfg: Config):
-        super().__init__()
-        self.cfg = cfg
         if cfg.network == "unet":
-            self.net = UNet(cfg.net, "sigma")
+            net = UNet(cfg.net, "sigma")
         else:
-            self.net = RefineNet(cfg.net.channels, cfg.network == "refinenet_conditional", cfg.net.patch)
+            net = RefineNet(cfg.net.channels, cfg.network == "refinenet_conditional", cfg.net.patch)
+        super().__init__(net, cfg.guide, cfg.train.images)
+        self.cfg = cfg
         self.ladder = schedule.geometric(UNITS * cfg.sigma_max, UNITS * cfg.sigma_min, cfg.n_sigmas)
         self.sigma_range = (float(self.ladder[-1]), float(self.ladder[0]))
         self.likelihood = "flow" if cfg.continuous else None
@@ -92,7 +92,9 @@ class Model(Family):
         weight = 1 + (sigma / SIGMA_DATA) ** 2 if self.cfg.weighting == "karras" else 1.0
         return {"loss": weight * dsm, "dsm_per_pixel": dsm / x[0].numel()}
 
-    def scaled_score(self, x: Float[Tensor, "b 3 h w"], sigma: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
+    def scaled_score(
+        self, x: Float[Tensor, "b 3 h w"], sigma: Float[Tensor, " b"], net: nn.Module | None = None
+    ) -> Float[Tensor, "b 3 h w"]:
         """sigma * s(x, sigma), of order one at every noise level.
 
         The network's output is s itself (Song & Ermon 2019), s sigma (2020, Technique 3), or what the score of
@@ -101,17 +103,14 @@ class Model(Family):
         """
         wide = sigma[:, None, None, None]
         total = (wide**2 + SIGMA_DATA**2).sqrt()
-        f = self.net(x / total, sigma.log() / 4).float()
+        f = (net or self.net)(x / total, sigma.log() / 4).float()
         if self.cfg.output == "residual":
             return SIGMA_DATA / total * f - wide / total**2 * x
         return wide * f if self.cfg.output == "score" else f
 
-    def denoise(self, x: Float[Tensor, "b 3 h w"], sigma: float) -> Float[Tensor, "b 3 h w"]:
+    def denoise(self, x: Float[Tensor, "b 3 h w"], sigma: float, net: nn.Module | None = None) -> Tensor:
         """D(x, sigma) = x + sigma^2 s(x, sigma)."""
-        return x + sigma * self.scaled_score(x, torch.full((len(x),), sigma, device=x.device))
-
-    def sample(self, noise: Noise, cfg: Sample) -> Float[Tensor, "n 3 32 32"]:
-        return samplers.draw(self.denoise, noise, cfg, self.sigma_range, self.ladder)
+        return x + sigma * self.scaled_score(x, torch.full((len(x),), sigma, device=x.device), net)
 
 
 def _warn(what: str) -> None:
