@@ -48,6 +48,7 @@ def images() -> np.ndarray:
     """Units 0 to 2 are in use, unit 3 belongs to a constant pixel; the KLs fall in the order 1, 2, 0."""
     x = torch.zeros(24, 3, 32, 32)
     x[:, 0, 0, :3] = 0.02 + 0.1 * torch.from_numpy(np.random.default_rng(0).normal(size=(24, 3))).clamp(-2, 2)
+    x[:4, 0, 0, :3] = torch.tensor([[0.2, 0.2, 0.2], [0.2, -0.2, -0.2]]).repeat(2, 1)  # pairs at a wide angle
     x[:, 0, 0, 3] = 0.1
     return to_uint8(x).numpy()
 

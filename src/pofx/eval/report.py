@@ -271,7 +271,7 @@ def codes(models: Sequence[str], metrics: Metrics) -> list[dict[str, tuple[str, 
     """What is known of codes and of the images that come back from them: column -> what is shown, and what is sorted
     by. A row for each of `models` that has a code, below what test images themselves score."""
     fd = distance_keys(metrics)[0]
-    again = f"{fd} of reconstructions"
+    again = f"recon_{fd}"
 
     def cells(f: str) -> dict[str, tuple[str, Any]]:
         def known(key: str) -> float:
@@ -283,10 +283,10 @@ def codes(models: Sequence[str], metrics: Metrics) -> list[dict[str, tuple[str, 
 
         weighted, used = known("bpd_iw"), known("codes_used")
         return {
-            "bits/dim, weighted bound": (between(weighted, known("bpd_iw_stderr")), weighted),
-            "bits/dim of pixels": plain("bpd_decoder"),
-            "bits/dim of codes": plain("bpd_prior"),
-            again: plain(f"recon_{fd}"),
+            "weighted bits/dim": (between(weighted, known("bpd_iw_stderr")), weighted),
+            "of pixels": plain("bpd_decoder"),
+            "of codes": plain("bpd_prior"),
+            again: plain(again),
             "PSNR, dB": plain("recon_psnr"),
             "SSIM": plain("recon_ssim"),
             "active units": plain("active_units", _setting(metrics, f, "latent")),
@@ -335,7 +335,7 @@ def _code_pictures(got: Material, f: str) -> dict[str, str]:
     """What the page shows of one family's code: pictures, and what the rows and columns of the traversals are."""
     found = {name: _uri(got.pictures[f][name]) for name in CODE_PICTURES if name in got.pictures.get(f, {})}
     if "traversals" in found:
-        numbers = {"kl": got.metrics["kl_units"][f], "values": got.metrics["protocol"][f]["traversal"]}
+        numbers = {"kl": got.metrics["kl_units"][f], "steps": got.metrics["protocol"][f]["traversal"]}
         found |= {key: ", ".join(map(plots.short, row)) for key, row in numbers.items()}
     return found
 
