@@ -99,7 +99,7 @@ def test_interpolations_start_and_end_at_codes_between_their_images(images):
         assert torch.allclose(code[:, [0, -1]], ends.expand(2, 2, 4), atol=SCALE / 255 + 1e-5)
         assert torch.allclose(code[0, 2], ends.mean(0), atol=SCALE / 255 + 1e-5), "the straight line"
         assert code[1, 2].norm() > code[0, 2].norm() + 0.1, "the arc keeps away from the middle"
-    assert len(codes.interpolations(Linear(), mean, images[:3], 5, 7)) == 2 * 7
+    assert len(codes.interpolations(Linear(), mean[:3], images[:3], 5, 7)) == 2 * 7
 
 
 def test_reconstructions_stand_below_their_images(images):

@@ -101,7 +101,7 @@ def test_page_shows_codes_and_neighbours(built):
     html, markdown = ((built[0] / "report" / name).read_text() for name in ("index.html", "report.md"))
     html = " ".join(html.split())
     links = ('<a href="#neighbours">', '<a href="#codes">', 'id="neighbours"', 'id="codes"')
-    captions = ("first 10,000 training images", "(of all units: 2.5, 1.25, 0 nats", "-1.5, 0, 1.5 standard deviations")
+    captions = ("first 10,000 training images", "(the largest: 2.5, 1.25, 0 nats", "-1.5, 0, 1.5 standard deviations")
     for needed in links + captions:
         assert needed in html, needed
     rows = report.codes(MODELS, fake_metrics())

@@ -106,7 +106,8 @@ def _chapter(folder: Path) -> str:
     ]
     coded = report.codes(order, got)
     tables = [board.to_markdown(index=False), report.notice(got)]
-    tables += [report.shown(coded).to_markdown(index=False)] if coded else []
+    told = "Codes, and test images as they come back from them; of pixels, of codes: parts of bits/dim."
+    tables += [told, report.shown(coded).to_markdown(index=False)] if coded else []
     return "\n\n".join([f"## {folder.name}", *facts, *tables, *figures, *grids])
 
 

@@ -77,6 +77,7 @@ COLUMNS = (  # of the leaderboard, after distances and bits/dim: heading, metric
     ("s per 1,000 samples", "sample_seconds_per_1000", text),
     ("NFE", "nfe", count),
 )
+LISTED = 10  # KLs in a caption
 CODE_PICTURES = ("reconstructions", "traversals", "interpolations")  # in the order of the page
 
 
@@ -335,7 +336,7 @@ def _code_pictures(got: Material, f: str) -> dict[str, str]:
     """What the page shows of one family's code: pictures, and what the rows and columns of the traversals are."""
     found = {name: _uri(got.pictures[f][name]) for name in CODE_PICTURES if name in got.pictures.get(f, {})}
     if "traversals" in found:
-        numbers = {"kl": got.metrics["kl_units"][f], "steps": got.metrics["protocol"][f]["traversal"]}
+        numbers = {"kl": got.metrics["kl_units"][f][:LISTED], "steps": got.metrics["protocol"][f]["traversal"]}
         found |= {key: ", ".join(map(plots.short, row)) for key, row in numbers.items()}
     return found
 
