@@ -1,4 +1,4 @@
-"""metrics/, plots/{curves,samples,denoising,progress,data}/ -> report/, plots/comparison/, metrics/summary.json.
+"""metrics/, plots/{curves,samples,fid,denoising,progress,data}/ -> report/, plots/comparison/, metrics/summary.json.
 
 Prints the table. `python -m stages.report [--table]`: with --table it prints what is there, and writes nothing.
 """
@@ -29,6 +29,7 @@ def main(*options: str) -> None:
             sweeps={f: files.read_json(Path(f"metrics/sweep/{f}.json")) for f in swept},
             denoising={f: {name: Path(f"plots/denoising/{f}/{name}.png") for name in PICTURES} for f in swept},
             progress={f: path for f, path in progress.items() if path.is_file()},  # a family may show none
+            pictures={f: {path.stem: path for path in Path(f"plots/fid/{f}").glob("*.png")} for f in models},
         )
         report.build(got, Path("report"), Path("plots/comparison"))
         files.write_json(Path("metrics/summary.json"), report.summary(models, metrics))

@@ -12,6 +12,10 @@ from pofx.eval import report
 
 MODELS = ("vae", "ebm", "ncsn")
 SWEPT = ("ncsn", "edm")  # the second is not among the models compared
+CODE = {  # of the VAE; no family has a codebook but where a test gives it one
+    "bpd_iw": 5.1234, "bpd_iw_stderr": 0.01, "bpd_prior": 0.25, "bpd_decoder": 5.1821, "recon_psnr": 22.25,
+    "recon_ssim": 0.57, "active_units": 7, "kl_units": [2.5, 1.25, 0.0],
+}  # fmt: skip
 KEYS = ["fd_effnet", "kid_effnet", "kid_effnet_std"]
 
 
@@ -23,13 +27,15 @@ def fake_metrics(keys: list[str] = KEYS) -> report.Metrics:
     for i, f in enumerate(MODELS):
         values = dict(zip(keys, (1500.0 - 400 * i, 2.0 - 0.5 * i, 0.04), strict=True))
         trees.append({key: {f: value} for key, value in values.items()})
-        trees.append({"test_loss": {f: float(rng.normal())}, "config": {f: {"width": 32, "sample": {"batch": 64}}}})
+        trees.append({"test_loss": {f: float(rng.normal())}, "config": {f: {f: {"width": 32, "latent": 10}}}})
         told = {
             "n": 2000,
             "reference": "train, 10,000 images",
             "extractor": "E <1280-d>",
             "test_images": 2000,
             "bpd_images": 64,
+            "n_reference": 10_000,
+            "traversal": [-1.5, 0.0, 1.5],
         }
         trees.append({"protocol": {f: told | {"kid_subsets": 100, "kid_subset_size": 1000}}})
         trees.append({"train_loss": {f: 1.0}, "parameters": {f: 68_200 * 10**i}, "images_seen": {f: 100_000}})
@@ -43,6 +49,7 @@ def fake_metrics(keys: list[str] = KEYS) -> report.Metrics:
         trees.append({"sample_seconds_per_1000": {f: 0.4 * 20**i}, "nfe": {f: 20**i}})
     trees.append({"overlap": {"ncsn": 0.21}, "largest_distance": {"ncsn": 30.13}})
     trees.append({"bpd": {"vae": 5.4321}, "bpd_stderr": {"vae": 0.01}})
+    trees += [{key: {"vae": value} for key, value in row.items()} for row in (CODE, {f"recon_{keys[0]}": 123.4})]
     return report.merge(trees)
 
 
@@ -95,6 +102,7 @@ def fake_material(folder: Path, metrics: report.Metrics) -> report.Material:
     pictures = {name: folder / f"{name}.png" for name in ("strip", "ladder", "interpolation", "progress")}
     for path in pictures.values():
         Image.fromarray(rng.integers(0, 256, (34, 72, 3), dtype=np.uint8)).save(path)
+    shown = {"vae": [*report.CODE_PICTURES, "neighbours"], "ncsn": ["neighbours"]}
     return report.Material(
         models=MODELS,
         metrics=metrics,
@@ -105,4 +113,5 @@ def fake_material(folder: Path, metrics: report.Metrics) -> report.Material:
         sweeps={f: fake_sweep(1.0 + i) for i, f in enumerate(SWEPT)},
         denoising={f: {k: v for k, v in pictures.items() if k != "progress"} for f in SWEPT},
         progress={f: pictures["progress"] for f in ("vae", "ncsn")},
+        pictures={f: dict.fromkeys(names, pictures["progress"]) for f, names in shown.items()},
     )

@@ -126,3 +126,12 @@ def test_kid_subsets_that_cannot_be_drawn(size):
 def test_one_image_has_no_frechet_distance():
     with pytest.raises(UserError, match="two images"):
         distances.frechet(features(1, 8, 0), features(90, 8, 1))
+
+
+def test_nearest_finds_a_planted_duplicate_and_then_the_next():
+    y = features(60, 20, 0)
+    x = np.stack([y[17], y[40] + 1e-3, features(1, 20, 5)[0]])
+    near = distances.nearest(x, y, 5)
+    assert near.shape == (3, 5) and near[0, 0] == 17 and near[1, 0] == 40
+    far = np.square(x[:, None] - y).sum(2)
+    assert np.array_equal(near, far.argsort(1)[:, :5])

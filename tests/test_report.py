@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from fake_run import MODELS, SWEPT, fake_material, fake_metrics, fake_sweep
+from fake_run import CODE, MODELS, SWEPT, fake_material, fake_metrics, fake_sweep
 from PIL import Image
 
 from pofx.core.errors import UserError
@@ -49,8 +49,8 @@ def test_page_is_self_contained(built):
     assert not page.open, "unclosed tags"
     assert page.loads and all(load.startswith("data:image/png;base64,") for load in page.loads)
     assert not re.search(r"https?://|@import|url\(", html)
-    # Samples and data, comparison, denoising, errors and NFE, curves, progress, data.
-    assert len(page.images) == 4 + 2 + 3 * len(SWEPT) + 2 + 3 + 2 + 1
+    # Samples and data, comparison, neighbours, codes, denoising, errors and NFE, curves, progress, data.
+    assert len(page.images) == 4 + 2 + 2 + 3 + 3 * len(SWEPT) + 2 + 3 + 2 + 1
     assert all(image["alt"] for image in page.images)
     assert "prefers-color-scheme: dark" in html and "viewport" in html
 
@@ -95,6 +95,66 @@ def test_every_point_of_a_sweep_is_listed_and_what_was_refused_with_its_reason(b
     for told in ("256 images a point", "50 subsets of 256", "must not be set beside the leaderboard"):
         assert told in html and told in markdown, told
     assert "cpu &lt;fast&gt;" in html
+
+
+def test_page_shows_codes_and_neighbours(built):
+    html, markdown = ((built[0] / "report" / name).read_text() for name in ("index.html", "report.md"))
+    html = " ".join(html.split())
+    links = ('<a href="#neighbours">', '<a href="#codes">', 'id="neighbours"', 'id="codes"')
+    captions = ("first 10,000 training images", "(the largest: 2.5, 1.25, 0 nats", "-1.5, 0, 1.5 standard deviations")
+    for needed in links + captions:
+        assert needed in html, needed
+    rows = report.codes(MODELS, fake_metrics())
+    assert [row["model"][0] for row in rows] == ["test images (floor)", "vae"], "no row of dashes alone"
+    floor, vae = rows
+    assert floor["recon_fd_effnet"] == ("62", 62.0) and floor["SSIM"] == (report.BLANK, float("inf"))
+    assert vae["active units"] == ("7 of 10", 7) and vae["codes used"][0] == report.BLANK
+    cells = ("5.123 ± 0.010", "5.18", "0.25", "123", "22.2", "0.57", "7 of 10", report.BLANK)
+    assert [cell for cell, _ in vae.values()] == ["vae", *cells, report.BLANK]
+    for cell in cells:
+        assert f">{cell}</td>" in html and f" {cell} " in markdown, cell
+
+
+def test_a_codebook_has_a_figure(tmp_path):
+    metrics = fake_metrics()
+    metrics |= {
+        "code_counts": {"ebm": [5, 2, 1, 0], "gone": [1]},
+        "perplexity": {"ebm": 2.5},
+        "codes_used": {"ebm": 0.75},
+    }
+    metrics["config"]["ebm"]["base"] = {"codes": 4}
+    report.build(fake_material(tmp_path / "in", metrics), tmp_path / "report", tmp_path / "comparison")
+    assert "How often each code" in (tmp_path / "report/index.html").read_text()
+    assert (np.asarray(Image.open(tmp_path / "comparison/codebook.png"))[..., 3] > 0).mean() > 0.01
+    row = report.codes(MODELS, metrics)[-1]
+    assert (row["perplexity"][0], row["codes used"][0]) == ("2.5 of 4", "75.0%")
+
+
+def test_the_figure_of_a_codebook_draws_every_count_and_the_even_share(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: seen.append(figure))
+    plots.codebook(
+        {"a": [5, 2, 1, 0], "b": [3, 3]}, {"a": 2.5, "b": 2.0}, {"a": "red", "b": "blue"}, tmp_path / "x.png"
+    )
+    first, second = seen[0].axes
+    assert [bar.get_height() for bar in first.patches] == [5, 2, 1, 0]
+    assert first.lines[0].get_ydata()[0] == 2 and second.lines[0].get_ydata()[0] == 3
+    assert "perplexity 2.5 of 4" in first.get_title(loc="left")
+
+
+def test_a_run_without_codes_and_pictures_is_shown_too(tmp_path):
+    """As runs were before these were measured."""
+    metrics = {key: row for key, row in fake_metrics().items() if key not in (*CODE, "recon_fd_effnet")}
+    for row in metrics["protocol"].values():
+        row.pop("traversal", None), row.pop("n_reference", None)
+    got = dataclasses.replace(fake_material(tmp_path / "in", metrics), pictures={})
+    report.build(got, tmp_path / "report", tmp_path / "comparison")
+    html, markdown = ((tmp_path / "report" / name).read_text() for name in ("index.html", "report.md"))
+    assert not Page(html).open and "Codes and" not in html + markdown and "Nearest" not in html
+    assert not (tmp_path / "comparison/codebook.png").exists()
+    metrics["recon_psnr"] = {"vae": 22.25}
+    (row,) = report.codes(MODELS, metrics)
+    assert row["PSNR, dB"][0] == "22.2" and row["weighted bits/dim"][0] == report.BLANK
 
 
 def test_without_denoisers_there_are_no_empty_sections(tmp_path):

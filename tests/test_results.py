@@ -39,7 +39,7 @@ def test_results_are_kept_and_listed(finished):
     assert card["device"] == ["cpu"] and card["seconds"] == pytest.approx(61 * 6 + 2 * (0.4 + 8 + 160))
     assert (folder / "plots/samples/vae.png").read_bytes() == b"png" and not list((finished / "results").glob(".*"))
     page = results.page([folder])
-    numbers = ("1,500", "5.432 ± 0.010", "N = 2,000", "11 min 43 s")
+    numbers = ("1,500", "5.432 ± 0.010", "N = 2,000", "11 min 43 s", "5.123 ± 0.010", "7 of 10")
     for needed in (
         *numbers,
         "## sprites-laptop",

@@ -89,14 +89,6 @@ def test_ladder_has_noisy_images_above_what_is_made_of_them(images):
     assert ((rows[:, 0] > 0) & (rows[:, 0] < 255)).mean((0, 2, 3, 4)).min() > 0.8  # noise is scaled to be seen
 
 
-def test_points_between_two_starts_are_on_the_sphere():
-    a, b = Noise(0, 0, 4).normal(3, 32, 32).chunk(2)
-    between = denoising.slerp(a, b, torch.linspace(0, 1, 5))
-    assert between.shape == (2, 5, 3, 32, 32)
-    assert torch.allclose(between[:, 0], a, atol=1e-5) and torch.allclose(between[:, -1], b, atol=1e-5)
-    assert torch.allclose(between.square().mean((2, 3, 4)), torch.ones(2, 5), atol=0.1)
-
-
 def test_interpolation_goes_from_one_sample_to_another():
     model, shared = Gaussian(), Noise(0, 0, 4)
     picture = denoising.interpolation(model, OWN, shared, 5, 20).reshape(2, 5, 3, 32, 32)

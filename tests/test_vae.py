@@ -241,7 +241,9 @@ def test_evaluation_states_both_bounds(sprites):
     model, images = vae(**SMALL), sprites[:6].numpy()
     cfg = likelihood.Likelihood(images=4, importance=20, terms=None, ode_steps=1)
     row = likelihood.evaluate(model, images, 3, torch.device("cpu"), 0, cfg)
-    assert list(row) == ["test_loss", "bpd", "bpd_stderr", "bpd_iw", "bpd_iw_stderr"]
+    parts = ["bpd_prior", "bpd_decoder"]
+    assert list(row) == ["test_loss", "bpd", "bpd_stderr", "bpd_iw", "bpd_iw_stderr", *parts]
+    assert row["bpd"] == pytest.approx(sum(row[part] for part in parts)) and row["bpd_prior"] > 0
     assert row["bpd_iw"] < row["bpd"] and row == likelihood.evaluate(model, images, 3, torch.device("cpu"), 0, cfg)
 
 
@@ -285,11 +287,14 @@ def test_reconstruction_metrics(sprites):
         def reconstruct(self, x):
             return x - self.error * x.sign() * torch.ones_like(x)
 
-    row = reconstruction.evaluate(Stub(0.1), images, 4, device)
+    def score(error):
+        return reconstruction.evaluate(images, reconstruction.reconstruct(Stub(error), images, 4, device))
+
+    row = score(0.1)
     assert row["recon_psnr"] == pytest.approx(20 * math.log10(20), abs=0.01)
-    assert reconstruction.evaluate(Stub(1e-4), images, 4, device)["recon_ssim"] == pytest.approx(1, abs=1e-3)
-    assert reconstruction.evaluate(Stub(0.9), images, 4, device)["recon_ssim"] < row["recon_ssim"] < 1
-    assert reconstruction.evaluate(build(*small("ebm")), images, 4, device) == {}
+    assert score(1e-4)["recon_ssim"] == pytest.approx(1, abs=1e-3)
+    assert score(0.9)["recon_ssim"] < row["recon_ssim"] < 1
+    assert reconstruction.reconstruct(build(*small("ebm")), images, 4, device) is None
 
 
 # --- ex-post density

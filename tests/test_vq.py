@@ -243,6 +243,7 @@ def test_usage_is_counted_over_all_images(sprites):
     counts = torch.bincount(model.codes(to_model(sprites)).flatten(), minlength=16)
     assert got["codes_used"] == pytest.approx((counts > 0).float().mean().item())
     assert got["perplexity"] == pytest.approx(perplexity(counts.float()).item(), rel=1e-5)
+    assert got["code_counts"] == sorted(counts.tolist(), reverse=True)
     assert vqprior(base=model).monitor(sprites) == got
 
 

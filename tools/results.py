@@ -23,7 +23,7 @@ from pofx.core.errors import UserError
 from pofx.eval import report
 from stages import ROOT, run
 
-PLOTS = ("curves", "samples", "progress", "denoising", "comparison")
+PLOTS = ("curves", "samples", "fid", "progress", "denoising", "comparison")
 KEPT = ("params.yaml", "metrics", *(f"plots/{part}" for part in PLOTS))
 USAGE = "usage: python -m tools.results [save NAME]"
 
@@ -104,9 +104,11 @@ def _chapter(folder: Path) -> str:
     figures = [
         f"![{name} of the families]({path}/plots/comparison/{name}.png)" for name in ("overview", "distance", "cost")
     ]
-    return "\n\n".join(
-        [f"## {folder.name}", *facts, board.to_markdown(index=False), report.notice(got), *figures, *grids]
-    )
+    coded = report.codes(order, got)
+    tables = [board.to_markdown(index=False), report.notice(got)]
+    told = "Codes, and test images as they come back from them; of pixels, of codes: parts of bits/dim."
+    tables += [told, report.shown(coded).to_markdown(index=False)] if coded else []
+    return "\n\n".join([f"## {folder.name}", *facts, *tables, *figures, *grids])
 
 
 def _git(root: Path, *words: str) -> str:

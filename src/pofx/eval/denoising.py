@@ -8,7 +8,6 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from pofx.core.family import Family
 from pofx.core.images import to_model, to_uint8
 from pofx.core.rng import Noise
 from pofx.core.samplers import Sample
+from pofx.eval.interpolation import slerp
 
 SIGMA_DATA = 0.5  # standard deviation of natural images on [-1, 1]
 Picture = UInt8[np.ndarray, "n 3 h w"]
@@ -102,16 +102,6 @@ def interpolation(model: Family, cfg: Sample, noise: Noise, columns: int, steps:
     first, last = noise.normal(3, 32, 32).chunk(2)
     start = slerp(first, last, torch.linspace(0, 1, columns, device=first.device)).flatten(0, 1)
     return to_uint8(model.sample(Given(start), cfg)).cpu().numpy()
-
-
-def slerp(
-    a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"], share: Float[Tensor, " k"]
-) -> Float[Tensor, "n k c h w"]:
-    """Points from `a` (share 0) to `b` (share 1) at equal angles (Shoemake 1985): unlike those on the straight line
-    they have the length of noise. `a` and `b` must not be parallel, which noise never is."""
-    angle = F.cosine_similarity(a.flatten(1), b.flatten(1)).acos()[:, None]
-    left, right = (((w * angle).sin() / angle.sin())[..., None, None, None] for w in (1 - share, share))
-    return left * a[:, None] + right * b[:, None]
 
 
 @torch.no_grad()

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 import scipy.linalg
-from jaxtyping import Float
+from jaxtyping import Float, Int64
+from scipy.spatial.distance import cdist
 
 from pofx.core.errors import UserError
 
@@ -74,6 +75,11 @@ def kid(
         within = sum(_kernel_sum(v, v) - _kernel_diagonal_sum(v) for v in (a, b)) / (size * (size - 1))
         values[i] = within - 2 * _kernel_sum(a, b) / size**2
     return float(values.mean()), float(values.std())
+
+
+def nearest(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], k: int) -> Int64[np.ndarray, "n k"]:
+    """Indices in `y` of the k vectors that are nearest to each of `x` by Euclidean distance, nearest first."""
+    return np.argsort(cdist(x, y), 1, kind="stable")[:, :k]
 
 
 def check_subset(size: int, *counts: int) -> None:

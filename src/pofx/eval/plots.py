@@ -187,6 +187,25 @@ def levels(sweeps: dict[str, dict[str, Any]], tints: dict[str, str], path: Path)
     _save(figure, path)
 
 
+def codebook(counts: dict[str, list[int]], perplexity: dict[str, float], tints: dict[str, str], path: Path) -> None:
+    """How often each code occurs, the most frequent first; dashed: if all occurred equally often.
+
+    Args:
+        counts: of every family, falling.
+        perplexity: of these frequencies.
+    """
+    figure = Figure(figsize=(9, 2.7 * len(counts)), layout="constrained")
+    for i, (f, times) in enumerate(counts.items()):
+        title = f"{f}: perplexity {short(perplexity[f])} of {len(times)} codes; dashed: even share"
+        ax = _dress(figure.add_subplot(len(counts), 1, i + 1), title)
+        ax.bar(range(1, len(times) + 1), times, width=1.0, color=tints[f])
+        ax.axhline(np.mean(times), color=INK, linestyle="--", linewidth=1)
+        ax.set_xlim(0.5, len(times) + 0.5)
+        ax.set_xlabel("codes, the most frequent first", color=INK, fontsize=8)
+        ax.set_ylabel("times in test images", color=INK, fontsize=8)
+    _save(figure, path)
+
+
 def overview(grids: dict[str, Path], path: Path) -> None:
     """The top of every grid, one below the other under its name: what the data are, and what was made of them."""
     figure = Figure(figsize=(8.2, 1.35 * len(grids)), layout="constrained")

@@ -10,18 +10,23 @@ from pofx.core.images import to_model
 
 
 @torch.no_grad()
-def evaluate(
+def reconstruct(
     family: nn.Module, images: UInt8[np.ndarray, "n 3 h w"], batch: int, device: torch.device
-) -> dict[str, float]:
-    """recon_psnr (dB) and recon_ssim of `images`, means over them; nothing for a family that has no code."""
-    rows = []
+) -> Float[np.ndarray, "n 3 h w"] | None:
+    """`images` as they come back from the family's code, in [-1, 1]; None: it has no code."""
+    parts = []
     for start in range(0, len(images), batch):
-        x = to_model(torch.from_numpy(np.array(images[start : start + batch])).to(device))
-        again = family.reconstruct(x)
+        again = family.reconstruct(to_model(torch.from_numpy(np.array(images[start : start + batch])).to(device)))
         if again is None:
-            return {}
-        rows += [compare(*pair) for pair in zip(x.cpu().numpy(), again.clamp(-1, 1).cpu().numpy(), strict=True)]
-    psnr, ssim = np.mean(rows, 0).tolist()
+            return None
+        parts.append(again.clamp(-1, 1).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def evaluate(images: UInt8[np.ndarray, "n 3 h w"], again: Float[np.ndarray, "n 3 h w"]) -> dict[str, float]:
+    """recon_psnr (dB) and recon_ssim of `images` and what came back of them, means over the images."""
+    originals = to_model(torch.from_numpy(images)).numpy()
+    psnr, ssim = np.mean([compare(*pair) for pair in zip(originals, again, strict=True)], 0).tolist()
     return {"recon_psnr": psnr, "recon_ssim": ssim}
 
 

@@ -3,7 +3,7 @@
 import base64
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,8 @@ COLUMNS = (  # of the leaderboard, after distances and bits/dim: heading, metric
     ("s per 1,000 samples", "sample_seconds_per_1000", text),
     ("NFE", "nfe", count),
 )
+LISTED = 10  # KLs in a caption
+CODE_PICTURES = ("reconstructions", "traversals", "interpolations")  # in the order of the page
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Material:
     sweeps: dict[str, dict[str, Any]]  # metrics/sweep/*.json of the denoisers
     denoising: dict[str, dict[str, Path]]  # PNGs of the denoisers: strip, ladder, interpolation
     progress: dict[str, Path]  # PNG of those families that kept their previews
+    pictures: dict[str, dict[str, Path]]  # PNGs of every family, as it has them: see CODE_PICTURES; neighbours
 
 
 def read(models: tuple[str, ...], folder: Path) -> Metrics:
@@ -188,6 +191,10 @@ def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
         plots.nfe(got.sweeps, got.metrics[keys[1]]["floor"], figures["nfe"])
         plots.levels(got.sweeps, tints, figures["levels"])
 
+    if counts := {f: v for f, v in got.metrics.get("code_counts", {}).items() if f in got.models}:
+        figures["codebook"] = comparison / "codebook.png"
+        plots.codebook(counts, got.metrics["perplexity"], tints, figures["codebook"])
+
     board = leaderboard(got.models, got.metrics)
     order = list(board.index[1:])
     context = {
@@ -210,6 +217,11 @@ def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
         "sweep_notice": sweep_notice(got.sweeps),
         "denoising": {f: _denoising(got, f) for f in got.sweeps},
         "progress": {f: _uri(path) for f, path in got.progress.items()},
+        "codes": codes(order, got.metrics),
+        "code_pictures": {f: shown for f in order if (shown := _code_pictures(got, f))},
+        "neighbours": {
+            f: _uri(got.pictures[f]["neighbours"]) for f in order if "neighbours" in got.pictures.get(f, {})
+        },
     }
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
@@ -252,9 +264,48 @@ def points(sweeps: dict[str, dict[str, Any]]) -> list[dict[str, tuple[str, Any]]
                 f"{fd}, N = {sweep['n']:,}": (text(distance), distance),
                 "refused": (row.get("refused", ""),) * 2,
             }
-            blanks_last = {name: (cell, math.inf if value != value else value) for name, (cell, value) in cells.items()}
-            found.append(blanks_last)
+            found.append(_blanks_last(cells))
     return found
+
+
+def codes(models: Sequence[str], metrics: Metrics) -> list[dict[str, tuple[str, Any]]]:
+    """What is known of codes and of the images that come back from them: column -> what is shown, and what is sorted
+    by. A row for each of `models` that has a code, below what test images themselves score."""
+    fd = distance_keys(metrics)[0]
+    again = f"recon_{fd}"
+
+    def cells(f: str) -> dict[str, tuple[str, Any]]:
+        def known(key: str) -> float:
+            return float(metrics.get(key, {}).get(f, math.nan))
+
+        def plain(key: str, whole: int | None = None) -> tuple[str, float]:
+            value = known(key)
+            return text(value) + f" of {whole}" * (whole is not None and value == value), value
+
+        weighted, used = known("bpd_iw"), known("codes_used")
+        return {
+            "weighted bits/dim": (between(weighted, known("bpd_iw_stderr")), weighted),
+            "of pixels": plain("bpd_decoder"),
+            "of codes": plain("bpd_prior"),
+            again: plain(again),
+            "PSNR, dB": plain("recon_psnr"),
+            "SSIM": plain("recon_ssim"),
+            "active units": plain("active_units", _setting(metrics, f, "latent")),
+            "perplexity": plain("perplexity", _setting(metrics, f, "codes")),
+            "codes used": (f"{used:.1%}" if used == used else BLANK, used),
+        }
+
+    rows = {f: cells(f) for f in models}
+    rows = {f: row for f, row in rows.items() if any(value == value for _, value in row.values())}
+    if any(row[again][1] == row[again][1] for row in rows.values()):
+        floor = metrics[fd]["floor"]
+        rows = {"test images (floor)": cells("floor") | {again: (text(floor), floor)}} | rows
+    return [_blanks_last({"model": (f, f), **row}) for f, row in rows.items()]
+
+
+def shown(rows: list[dict[str, tuple[str, Any]]]) -> pd.DataFrame:
+    """The cells of `points` or `codes`."""
+    return pd.DataFrame([{column: cell for column, (cell, _) in row.items()} for row in rows])
 
 
 def sweep_notice(sweeps: dict[str, dict[str, Any]]) -> str:
@@ -271,11 +322,30 @@ def sweep_notice(sweeps: dict[str, dict[str, Any]]) -> str:
     )
 
 
+def _blanks_last(row: dict[str, tuple[str, Any]]) -> dict[str, tuple[str, Any]]:
+    return {column: (cell, math.inf if value != value else value) for column, (cell, value) in row.items()}
+
+
+def _setting(metrics: Metrics, f: str, key: str) -> int | None:
+    """A number of the family's own configuration, or of the one that it is built on."""
+    parts = metrics.get("config", {}).get(f, {}).values()
+    return next((part[key] for part in parts if isinstance(part, dict) and key in part), None)
+
+
+def _code_pictures(got: Material, f: str) -> dict[str, str]:
+    """What the page shows of one family's code: pictures, and what the rows and columns of the traversals are."""
+    found = {name: _uri(got.pictures[f][name]) for name in CODE_PICTURES if name in got.pictures.get(f, {})}
+    if "traversals" in found:
+        numbers = {"kl": got.metrics["kl_units"][f][:LISTED], "steps": got.metrics["protocol"][f]["traversal"]}
+        found |= {key: ", ".join(map(plots.short, row)) for key, row in numbers.items()}
+    return found
+
+
 def _denoising(got: Material, f: str) -> dict[str, Any]:
     """What the page shows of one denoiser: pictures, their noise levels, and what is known of its ladder."""
     sweep, own = got.sweeps[f], got.sweeps[f]["rows"][0]
-    shown = {name: _uri(path) for name, path in got.denoising[f].items()}
-    shown |= {f"{name}_levels": ", ".join(map(plots.short, sweep[name])) for name in ("strip", "ladder")}
+    found = {name: _uri(path) for name, path in got.denoising[f].items()}
+    found |= {f"{name}_levels": ", ".join(map(plots.short, sweep[name])) for name in ("strip", "ladder")}
     facts = []  # and whether it is a warning
     if (overlap := got.metrics.get("overlap", {}).get(f)) is not None:
         low = overlap < FEWEST_OVERLAP
@@ -286,7 +356,7 @@ def _denoising(got: Material, f: str) -> dict[str, Any]:
         told = f"The largest distance found between two training images is {plots.short(largest)}, images on [0, 1]"
         facts.append((f"{told}; the largest noise level there, {level}.", False))
     setting = f"{own['sampler']}, {own['steps'] or 'all'} noise levels"
-    return shown | {"setting": setting, "facts": facts}
+    return found | {"setting": setting, "facts": facts}
 
 
 def _of_each(sweeps: dict[str, dict[str, Any]], key: str) -> str:
@@ -313,14 +383,15 @@ def protocol(metrics: Metrics, model: str) -> str:
 
 
 def _markdown(got: Material, board: pd.DataFrame) -> str:
-    rows = [{column: shown for column, (shown, _) in row.items()} for row in points(got.sweeps)]
-    swept = ("## Distance against NFE", sweep_notice(got.sweeps), pd.DataFrame(rows).to_markdown(index=False))
+    swept = ("## Distance against NFE", sweep_notice(got.sweeps), shown(points(got.sweeps)).to_markdown(index=False))
+    coded = codes(list(board.index[1:]), got.metrics)
     parts = (
         f"# {', '.join(got.models)} on {got.data['name']}",
         board.to_markdown(index=False),
         notice(got.metrics),
         protocol(got.metrics, got.models[0]),
-        *(swept if rows else ()),
+        *(("## Codes and reconstructions", shown(coded).to_markdown(index=False)) if coded else ()),
+        *(swept if got.sweeps else ()),
         "## Paper, Inception-FID, 50k (CIFAR-10)",
         PAPERS.to_markdown(index=False, disable_numparse=True),
     )

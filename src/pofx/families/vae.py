@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from pofx.core import gaussian, logistic
+from pofx.core import gaussian, latent, logistic
 from pofx.core.errors import UserError
 from pofx.core.family import Family, Terms
 from pofx.core.images import to_model
@@ -28,7 +28,6 @@ from pofx.core.rng import Noise
 from pofx.nn.autoencoder import Decoder, Encoder, ResnetDecoder, ResnetEncoder
 from pofx.nn.lite0 import BLOCKS, Perceptual
 
-ACTIVE = 0.01  # variance over images of a unit's posterior mean, above which it is in use (Burda et al. 2016)
 FEWEST_ACTIVE = 0.1  # of the units
 FITTED = 10_000  # images that the mixture is fitted to
 PART = 256  # images at a time, where a family is not told
@@ -119,7 +118,9 @@ class Model(Family):
         if self.training:
             self.seen += len(x)
         else:  # the bound itself has beta 1
-            terms["bpd"] = (kl - nats) / (x[0].numel() * math.log(2)) - self.log_bin() / math.log(2)
+            unit = x[0].numel() * math.log(2)
+            terms |= {"bpd_prior": kl / unit, "bpd_decoder": -nats / unit - self.log_bin() / math.log(2)}
+            terms["bpd"] = terms["bpd_prior"] + terms["bpd_decoder"]
         return terms
 
     def draw(self, x: Float[Tensor, "b 3 h w"], k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -135,7 +136,7 @@ class Model(Family):
         out = self.net(z.flatten(0, 1)).float()
         log_px = self.log_likelihood(x.expand(k, *x.shape).flatten(0, 1), out).unflatten(0, (k, len(x)))
         log_ratio = 0.5 * (z.square() - noise.square() - log_var).sum(2)
-        return out, log_px, log_ratio, 0.5 * (mean.square() + log_var.exp() - log_var - 1)
+        return out, log_px, log_ratio, latent.kl(mean, log_var)
 
     def encode(self, x: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b latent"], Float[Tensor, "b latent"]]:
         """Mean and log variance of q(z|x); log variances are held in [-10, 10], where exp is safe."""
@@ -210,13 +211,12 @@ class Model(Family):
         aggregated posterior the largest mean of a unit (0 in the prior) and the range of standard deviations (1)."""
         pairs = [self.encode(to_model(part)) for part in images.split(PART)]
         mean, log_var = (torch.cat(rows).double() for rows in zip(*pairs, strict=True))
-        spread = mean.var(0, correction=0)
-        active, latent = int((spread > ACTIVE).sum()), self.cfg.latent
-        if active < FEWEST_ACTIVE * latent:
-            print(f"warning: {active} of {latent} units of the VAE's code are in use, the posterior has collapsed: "
+        active, units = int(latent.active(mean).sum()), self.cfg.latent
+        if active < FEWEST_ACTIVE * units:
+            print(f"warning: {active} of {units} units of the VAE's code are in use, the posterior has collapsed: "
                   "lower vae.beta, or set vae.free_bits or a longer vae.kl_warmup", file=sys.stderr)  # fmt: skip
-        kl = 0.5 * (mean.square() + log_var.exp() - log_var - 1).mean(0)
-        std = (spread + log_var.exp().mean(0)).sqrt()
+        kl = latent.kl(mean, log_var).mean(0)
+        std = (mean.var(0, correction=0) + log_var.exp().mean(0)).sqrt()
         row = {"active_units": active, "kl_units": [round(v, 4) for v in kl.sort(descending=True).values.tolist()]}
         row |= {"code_mean_largest": mean.mean(0).abs().max().item()}
         return row | {"code_std_smallest": std.min().item(), "code_std_largest": std.max().item()}

@@ -121,9 +121,11 @@ class Model(Family):
         return self.net(self.quantised(self.codes(x))).float()
 
     def monitor(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, Any]:
-        """How the codebook is used over all images: its perplexity, and the share of its codes that occur."""
+        """How the codebook is used over all images: its perplexity, the share of its codes that occur, and how often
+        each one does, falling."""
         counts = sum(self.book.count(self.codes(to_model(part)).flatten()) for part in images.split(CHUNK))
-        return {"perplexity": perplexity(counts).item(), "codes_used": (counts > 0).float().mean().item()}
+        row = {"perplexity": perplexity(counts).item(), "codes_used": (counts > 0).float().mean().item()}
+        return row | {"code_counts": counts.sort(descending=True).values.int().tolist()}
 
 
 def _vectors(z: Float[Tensor, "b dim h w"]) -> Float[Tensor, "n dim"]:
