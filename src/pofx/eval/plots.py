@@ -31,6 +31,11 @@ def colour(i: int) -> str:
     return COLOURS[i % len(COLOURS)]
 
 
+def lighter(tint: str) -> str:
+    """Of the same family, drawn in another way."""
+    return f"{tint}90"
+
+
 def short(value: float) -> str:
     """Three significant digits, or whole numbers from 100 on; never an exponent for the sizes met here."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -62,10 +67,10 @@ def curve(frame: pd.DataFrame, path: Path, tint: str) -> None:
 
 
 def bars(table: pd.DataFrame, keys: Sequence[str], tints: dict[str, str], path: Path) -> None:
-    """Frechet distance and KID (with its spread over subsets) of every family, best first; a dashed line is the floor.
+    """Frechet distance and KID (with its spread over subsets) of every row, best first; a dashed line is the floor.
 
     Args:
-        table: a row each for "floor" and the families, columns `keys` (distance, KID, KID's standard deviation).
+        table: the floor and the rows of the report, columns `keys` (distance, KID, KID's standard deviation).
     """
     order = table.drop(index="floor").sort_values(keys[0], ascending=False).index
     figure = Figure(figsize=(9, 0.9 + 0.42 * len(order)), layout="constrained")
