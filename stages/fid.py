@@ -1,11 +1,14 @@
-"""Score one family: samples/F.npy, models/F/, features/train.npy, data/{train,test}.npy -> metrics/fid/F.json.
+"""Score one family: samples/F/, models/F/, features/train.npy, data/{train,test}.npy -> metrics/fid/F.json.
 
-Also writes features/F.npy and plots/fid/F/*.png: the nearest training images of samples, and what the family's code
-holds, if it has one. `python -m stages.fid FAMILY`.
+Also writes features/F/ and plots/fid/F/*.png: the nearest training images of samples, and what the family's code holds,
+if it has one. Distances belong to each row (a way to draw, see pofx.core.family.draws), all else to the model, and
+stands in the family's first row alone. `python -m stages.fid FAMILY`.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,41 +23,46 @@ SHOWN, NEIGHBOURS = 8, 5  # samples with their neighbours
 
 def main(name: str) -> None:
     cfg, seed, device = config.section("fid", extractor.Fid), config.value("seed", int), machine.device()
+    ways = family.draws(name, config.section(f"sample.{name}", family.module(name).Sample))
+    bits = config.section("likelihood", likelihood.Likelihood)
     model = family.load(Path(f"models/{name}"), device)
-    drawn, reference, test = (np.load(p) for p in (f"samples/{name}.npy", "features/train.npy", "data/test.npy"))
-    test = test[: len(drawn)]
-    distances.check_subset(cfg.kid_subset_size, len(drawn), len(reference))
+    reference, test = np.load("features/train.npy"), np.load("data/test.npy")
+    drawn = {row: np.load(f"samples/{name}/{row}.npy") for row in ways}
+    n = len(drawn[name])
+    test = test[:n]
+    distances.check_subset(cfg.kid_subset_size, n, len(reference))
 
     net = extractor.build(cfg, RUNS / "weights", RUNS.parent, device)
-    features = net.features(drawn, cfg.batch, name)
-    row = distances.compare(features, reference, net.keys, cfg.kid_subsets, cfg.kid_subset_size, seed)
-    bits = config.section("likelihood", likelihood.Likelihood)
-    row |= likelihood.evaluate(model, test, cfg.batch, device, seed, bits)
+    protocol = {"n": n, "n_reference": len(reference), "reference": f"train, {len(reference):,} images"}
+    protocol |= {"extractor": net.name, "kid_subsets": cfg.kid_subsets, "kid_subset_size": cfg.kid_subset_size}
+    card = files.read_json(Path(f"models/{name}/model.json"))
+    base = {card["base"]["family"]: card["base"]["config"]} if "base" in card else {}  # trained before, and part of it
+    rows: dict[str, dict[str, Any]] = {}
+    for row, how in ways.items():
+        features = net.features(drawn[row], cfg.batch, row)
+        rows[row] = distances.compare(features, reference, net.keys, cfg.kid_subsets, cfg.kid_subset_size, seed)
+        told = {key: value for key, value in dataclasses.asdict(how).items() if key != "also"}
+        rows[row] |= {"protocol": protocol, "config": base | {name: card["config"], f"sample.{name}": told}}
+        files.write_npy(Path(f"features/{name}/{row}.npy"), features)
+        if row == name:
+            shown = {"neighbours": neighbours(drawn[row], features, reference)}
+
+    rows[name] |= likelihood.evaluate(model, test, cfg.batch, device, seed, bits)
     with torch.no_grad():
-        row |= model.monitor(torch.from_numpy(test).to(device))
-    shown = {"neighbours": neighbours(drawn, features, reference)}
+        rows[name] |= model.monitor(torch.from_numpy(test).to(device))
+    own = protocol | {"test_images": len(test), "bpd_images": min(bits.images, len(test))}
     if (exact := reconstruction.reconstruct(model, test, cfg.batch, device)) is not None:
         again = to_uint8(torch.from_numpy(exact)).numpy()
         back = net.features(again, cfg.batch, f"reconstructions of {name}")
-        row |= reconstruction.evaluate(test, exact) | {f"recon_{net.keys[0]}": distances.frechet(back, reference)}
+        rows[name] |= reconstruction.evaluate(test, exact)
+        rows[name] |= {f"recon_{net.keys[0]}": distances.frechet(back, reference)}
         shown |= codes.pictures(model, test, again, cfg.batch, device)
-    protocol = {
-        "n": len(drawn),
-        "test_images": len(test),
-        "bpd_images": min(bits.images, len(test)),
-        "n_reference": len(reference),
-        "reference": f"train, {len(reference):,} images",
-    }
-    protocol |= {"extractor": net.name, "kid_subsets": cfg.kid_subsets, "kid_subset_size": cfg.kid_subset_size}
-    protocol |= {"traversal": codes.VALUES} if "traversals" in shown else {}
-    row["protocol"] = protocol
-    card = files.read_json(Path(f"models/{name}/model.json"))
-    base = {card["base"]["family"]: card["base"]["config"]} if "base" in card else {}  # trained before, and part of it
-    row["config"] = base | {name: card["config"], f"sample.{name}": config.value(f"sample.{name}", dict)}
-    files.write_npy(Path(f"features/{name}.npy"), features)
+    rows[name]["protocol"] = own | ({"traversal": codes.VALUES} if "traversals" in shown else {})
     for picture, (images, columns) in shown.items():
         save_grid(images, Path(f"plots/fid/{name}/{picture}.png"), columns)
-    files.write_json(Path(f"metrics/fid/{name}.json"), {key: {name: value} for key, value in row.items()})
+    keys = dict.fromkeys(key for found in rows.values() for key in found)
+    record = {key: {row: found[key] for row, found in rows.items() if key in found} for key in keys}
+    files.write_json(Path(f"metrics/fid/{name}.json"), record)
 
 
 def neighbours(drawn: np.ndarray, features: np.ndarray, reference: np.ndarray) -> codes.Sheet:

@@ -24,7 +24,8 @@ def main(*options: str) -> None:
             metrics=metrics,
             data=files.read_json(Path("metrics/data.json")),
             curves={f: Path(f"plots/curves/{f}.csv") for f in models},
-            samples={f: Path(f"plots/samples/{f}.png") for f in ("data", *models)},
+            samples={"data": Path("plots/samples/data.png")}
+            | {row: Path(f"plots/samples/{f}/{row}.png") for row, f in report.rows(models, metrics).items()},
             exploration=sorted(Path("plots/data").glob("*.png")),
             sweeps={f: files.read_json(Path(f"metrics/sweep/{f}.json")) for f in swept},
             denoising={f: {name: Path(f"plots/denoising/{f}/{name}.png") for name in PICTURES} for f in swept},

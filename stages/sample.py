@@ -1,11 +1,16 @@
-"""Draw images from one trained family: models/<family>/ -> samples/<family>.npy, a grid, the cost."""
+"""Draw images from one trained family: models/<family>/ -> samples/<family>/<row>.npy, a grid and the cost of each row.
+
+Rows are the ways to draw that `sample.<family>` asks for (pofx.core.family.draws).
+"""
 
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 
 from stages import run
 from pofx.core import config, family, files, machine
@@ -17,29 +22,39 @@ from pofx.core.rng import BLOCK, Noise, fold
 
 def main(name: str) -> None:
     cfg, n = config.section(f"sample.{name}", family.module(name).Sample), config.value("sample.n", int)
-    if n < 1 or cfg.batch < 1 or cfg.batch % BLOCK:
-        raise UserError(f"sample.{name}.batch = {cfg.batch} should be a multiple of {BLOCK}, and sample.n above 0")
-    seed, device = config.value("seed", int), machine.device()
+    rows, seed, device = family.draws(name, cfg), config.value("seed", int), machine.device()
+    for row in rows.values():
+        if n < 1 or row.batch < 1 or row.batch % BLOCK:
+            raise UserError(f"sample.{name}.batch = {row.batch} should be a multiple of {BLOCK}, and sample.n above 0")
     model = family.load(Path(f"models/{name}"), device)
+    seconds, nfe = {}, {}
+    for row, how in rows.items():
+        images, seconds[row], nfe[row] = draw(model, row, how, n, fold(seed, "sample", name), device)
+        files.write_npy(Path(f"samples/{name}/{row}.npy"), images)
+        save_grid(images[:80], Path(f"plots/samples/{name}/{row}.png"), columns=16)
+    files.write_json(Path(f"metrics/time/sample_{name}.json"), {"sample_seconds_per_1000": seconds, "nfe": nfe})
+
+
+def draw(
+    model: family.Family, row: str, cfg: Any, n: int, seed: int, device: torch.device
+) -> tuple[UInt8[np.ndarray, "n 3 h w"], float, float]:
+    """n images, the seconds for 1,000 of them, and the evaluations of the network for a batch.
+
+    Raises:
+        UserError: an image is not finite.
+    """
     half = model.cfg.train.precision == "bf16"  # the network alone: samplers keep images in fp32
     drawn = []
     began = time.monotonic()
     with torch.no_grad(), family.counted(model.net, *model.guides()) as calls:
-        for start in Bar(range(0, n, cfg.batch), desc=f"sample {name}", unit="batch"):
-            noise = Noise(fold(seed, "sample", name), start, min(n, start + cfg.batch), device)
+        for start in Bar(range(0, n, cfg.batch), desc=f"sample {row}", unit="batch"):
+            noise = Noise(seed, start, min(n, start + cfg.batch), device)
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 images = model.sample(noise, cfg)
             if not images.isfinite().all():
-                raise UserError(f"{name} drew values that are not finite: train it longer, or change sample.{name}")
+                raise UserError(f"{row} drew values that are not finite: train it longer, or change how it draws")
             drawn.append(to_uint8(images).cpu().numpy())
-    seconds = time.monotonic() - began
-    images = np.concatenate(drawn)
-    files.write_npy(Path(f"samples/{name}.npy"), images)
-    save_grid(images[:80], Path(f"plots/samples/{name}.png"), columns=16)
-    files.write_json(
-        Path(f"metrics/time/sample_{name}.json"),
-        {"sample_seconds_per_1000": {name: 1000 * seconds / n}, "nfe": {name: calls[0] / len(drawn)}},
-    )
+    return np.concatenate(drawn), 1000 * (time.monotonic() - began) / n, calls[0] / len(drawn)
 
 
 if __name__ == "__main__":

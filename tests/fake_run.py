@@ -11,6 +11,7 @@ from PIL import Image
 from pofx.eval import report
 
 MODELS = ("vae", "ebm", "ncsn")
+ROWS = {"vae": "vae", "vae-mixture": "vae", "ebm": "ebm", "ncsn": "ncsn"}  # row -> family
 SWEPT = ("ncsn", "edm")  # the second is not among the models compared
 CODE = {  # of the VAE; no family has a codebook but where a test gives it one
     "bpd_iw": 5.1234, "bpd_iw_stderr": 0.01, "bpd_prior": 0.25, "bpd_decoder": 5.1821, "recon_psnr": 22.25,
@@ -47,6 +48,12 @@ def fake_metrics(keys: list[str] = KEYS) -> report.Metrics:
             }
         )
         trees.append({"sample_seconds_per_1000": {f: 0.4 * 20**i}, "nfe": {f: 20**i}})
+        if f == "vae":  # drawn from in another way
+            row, drawing = f"{f}-mixture", told | {"kid_subsets": 100, "kid_subset_size": 1000}
+            values = dict(zip(keys, (1300.0, 1.7, 0.04), strict=True))
+            values |= {"sample_seconds_per_1000": 0.5, "nfe": 1, "config": {f"sample.{f}": {"prior": "mixture"}}}
+            values["protocol"] = {k: v for k, v in drawing.items() if not k.endswith("_images")}
+            trees.append({key: {row: value} for key, value in values.items()})
     trees.append({"overlap": {"ncsn": 0.21}, "largest_distance": {"ncsn": 30.13}})
     trees.append({"bpd": {"vae": 5.4321}, "bpd_stderr": {"vae": 0.01}})
     trees += [{key: {"vae": value} for key, value in row.items()} for row in (CODE, {f"recon_{keys[0]}": 123.4})]
@@ -96,7 +103,8 @@ def fake_material(folder: Path, metrics: report.Metrics) -> report.Material:
             }
         )
         frame.assign(grad_norm=1 / seen, lr=1e-3).to_csv(folder / f"{f}.csv", index=False)
-        Image.fromarray(rng.integers(0, 256, (34, 34, 3), dtype=np.uint8)).save(folder / f"{f}.png")
+    for row in ROWS:
+        Image.fromarray(rng.integers(0, 256, (34, 34, 3), dtype=np.uint8)).save(folder / f"{row}.png")
     shutil.copy(folder / f"{MODELS[0]}.png", folder / "data.png")
     Image.new("RGB", (8, 8)).save(folder / "class_balance.png")
     pictures = {name: folder / f"{name}.png" for name in ("strip", "ladder", "interpolation", "progress")}
@@ -108,7 +116,7 @@ def fake_material(folder: Path, metrics: report.Metrics) -> report.Material:
         metrics=metrics,
         data={"name": "sprites", "images": {"train": 20_000, "test": 4000}},
         curves={f: folder / f"{f}.csv" for f in MODELS},
-        samples={f: folder / f"{f}.png" for f in ("data", *MODELS)},
+        samples={f: folder / f"{f}.png" for f in ("data", *ROWS)},
         exploration=[folder / "class_balance.png"],
         sweeps={f: fake_sweep(1.0 + i) for i, f in enumerate(SWEPT)},
         denoising={f: {k: v for k, v in pictures.items() if k != "progress"} for f in SWEPT},

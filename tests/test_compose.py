@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from ruamel.yaml import YAML
@@ -142,6 +143,13 @@ def test_later_words_win_and_are_in_the_header():
         ("seed=1.5", "seed"),
         ("seed", "key=value"),
         ("--flag", "usage"),
+        ("sample.edm.also.ddim.sampler=ddim", "'ddim' is not in struct"),  # a new one has a + before it
+        ("+sample.edm.also.ddim.samplr=ddim", "unknown key 'samplr' in sample.edm.also.ddim: did you mean sampler"),
+        ("+sample.edm.also.Ddim.sampler=ddim", "'Ddim' cannot name a row"),
+        ("+sample.edm.also.ddim=3", "should say what differs from sample.edm"),
+        ("+sample.adm.also.ddim.sampler=ddim", "did you mean sample.edm"),
+        ("~sample.vae.also.mixtur", "sample.vae.also.mixtur"),
+        ("~sample.vae.batch", "key=value"),
     ],
 )
 def test_bad_words_are_one_line_and_leave_the_file_alone(here: Path, word, message):
@@ -191,9 +199,8 @@ def override(now: dict, flags: str) -> dict:
     words = shlex.split(flags)
     assert words[::2] == ["-S"] * (len(words) // 2)
     tree = OmegaConf.create(copy.deepcopy(now))
-    for item in OverridesParser.create().parse_overrides(words[1::2]):
-        assert not item.is_sweep_override()
-        OmegaConf.update(tree, item.key_or_group, item.value(), merge=False)
+    OmegaConf.set_struct(tree, True)
+    ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(words[1::2]), tree)
     return OmegaConf.to_container(tree)
 
 
@@ -207,6 +214,25 @@ def test_flags_make_the_difference(here: Path, capsys: pytest.CaptureFixture, da
     assert flags.count("\n") == 1 and (here / "params.yaml").read_text() == before
     assert override(load(before), flags) == load(compose.text([f"data={data}", f"scale={scale}"]))
     assert flags.split() == shlex.split(flags), "fit for $(...), which does not take quotes off"
+
+
+def test_rows_come_and_go(here: Path, capsys: pytest.CaptureFixture):
+    compose.main()
+    before = load((here / "params.yaml").read_text())
+    words = ["+sample.edm.also.few.steps=6", "~sample.vae.also.mixture", "sample.ebm.also.fresh.start=buffer"]
+    text = compose.text(words)
+    assert compose.text(shlex.split(text.splitlines()[0].removeprefix(HEADER))) == text
+    tree = load(text)
+    rows = {f: tree["sample"][f]["also"] for f in ("vae", "ebm", "edm")}
+    assert rows == {"vae": {}, "ebm": {"fresh": {"start": "buffer"}}, "edm": {"few": {"steps": 6}}}
+    flags = compose.flags(before, tree)
+    assert flags.split() == shlex.split(flags)
+    assert override(before, flags) == tree and override(tree, compose.flags(tree, before)) == before
+
+    (here / "params.yaml").write_text((here / "params.yaml").read_text().replace("{fresh: {start: noise}}", "{}"))
+    capsys.readouterr()
+    compose.main()
+    assert capsys.readouterr().err == "dropped an edit of params.yaml: ~sample.ebm.also.fresh\n"
 
 
 def test_no_difference_no_flags(here: Path, capsys: pytest.CaptureFixture):

@@ -127,12 +127,12 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 def test_outputs(clone: Clone):
     for family in FAMILIES:
-        images = np.load(clone.folder / f"samples/{family}.npy")
+        images = np.load(clone.folder / f"samples/{family}/{family}.npy")
         assert images.shape == (N, 3, 32, 32) and images.dtype == np.uint8
         card = json.loads((clone.folder / f"models/{family}/model.json").read_text())
         assert card["family"] == family and card["provenance"]["code"], "see the head of dvc.yaml"
     summary = json.loads((clone.folder / "metrics/summary.json").read_text())
-    assert {"floor", *FAMILIES} <= set(summary["fd_effnet"])
+    assert {"floor", "vae-mixture", "ebm-fresh", *FAMILIES} <= set(summary["fd_effnet"])
     assert all(np.isfinite(v) for v in summary["fd_effnet"].values())
     assert "<html" in (clone.folder / "report/index.html").read_text()
     made = [p for p in (clone.folder / "metrics").rglob("*.json")]
@@ -156,7 +156,7 @@ def test_again_is_a_no_op(clone: Clone):
 
 def test_one_family_and_back(clone: Clone):
     """`dvc exp run` retrains one family; setting the value back restores it from the run cache."""
-    kept = ("dvc.lock", "metrics/summary.json", "metrics/time/train_ncsn.json", "plots/samples/ncsn.png")
+    kept = ("dvc.lock", "metrics/summary.json", "metrics/time/train_ncsn.json", "plots/samples/ncsn/ncsn.png")
     before = clone.bytes(*kept)
     output = clone("dvc exp run -n more -S ncsn.n_sigmas=6")
     assert ran(output) == set(DENOISER.format("ncsn").split())

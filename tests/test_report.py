@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from fake_run import CODE, MODELS, SWEPT, fake_material, fake_metrics, fake_sweep
+from fake_run import CODE, MODELS, ROWS, SWEPT, fake_material, fake_metrics, fake_sweep
 from PIL import Image
 
 from pofx.core.errors import UserError
@@ -50,7 +50,7 @@ def test_page_is_self_contained(built):
     assert page.loads and all(load.startswith("data:image/png;base64,") for load in page.loads)
     assert not re.search(r"https?://|@import|url\(", html)
     # Samples and data, comparison, neighbours, codes, denoising, errors and NFE, curves, progress, data.
-    assert len(page.images) == 4 + 2 + 2 + 3 + 3 * len(SWEPT) + 2 + 3 + 2 + 1
+    assert len(page.images) == 5 + 2 + 2 + 3 + 3 * len(SWEPT) + 2 + 3 + 2 + 1
     assert all(image["alt"] for image in page.images)
     assert "prefers-color-scheme: dark" in html and "viewport" in html
 
@@ -185,7 +185,7 @@ def test_the_figure_of_a_sweep_stands_what_a_run_may_bring(tmp_path):
 
 def test_leaderboard_is_sorted_below_the_floor_and_blank_where_there_is_no_likelihood(built):
     board = built[1]
-    assert list(board.index) == ["floor", "ncsn", "ebm", "vae"]
+    assert list(board.index) == ["floor", "ncsn", "ebm", "vae-mixture", "vae"]
     assert board.at["vae", "bits/dim"] == "5.432 ± 0.010"
     assert board.at["ncsn", "bits/dim"] == board.at["floor", "bits/dim"] == report.BLANK
     assert board.at["vae", "parameters"] == "68.2k" and board.at["vae", "training"] == "1 min 01 s"
@@ -195,7 +195,7 @@ def test_leaderboard_is_sorted_below_the_floor_and_blank_where_there_is_no_likel
 
 def test_the_brief_table_fits_a_terminal():
     lines = report.brief(MODELS, fake_metrics()).splitlines()
-    assert len(lines) == 2 + 1 + len(MODELS) and len(lines[0]) <= 120
+    assert len(lines) == 2 + 1 + len(ROWS) and len(lines[0]) <= 120
 
 
 def test_figures_are_not_empty(built):
@@ -207,10 +207,33 @@ def test_figures_are_not_empty(built):
         assert 0.01 < (alpha > 0).mean() < 0.9, name
 
 
+def test_a_row_has_its_own_drawing_and_the_training_of_its_family(built):
+    board, html = built[1], (built[0] / "report/index.html").read_text()
+    one, other = board.loc["vae"], board.loc["vae-mixture"]
+    shared = ["parameters", "images seen", "training", "training img/s", "trained on"]
+    assert other[shared].equals(one[shared])
+    assert (other[["test loss", "bits/dim"]] == report.BLANK).all() and (
+        one[["test loss", "bits/dim"]] != report.BLANK
+    ).all()
+    assert (other["fd_effnet"], other["kid_effnet"], other["s per 1,000 samples"]) == ("1,300", "1.700 ± 0.040", "0.5")
+    for needed in ("vae-mixture: the model of the row", "Images drawn by vae-mixture", "Parameters of vae-mixture"):
+        assert needed in html, needed
+    assert "Curves of vae-mixture" not in html and "<h1>ncsn, ebm, vae on sprites" in html
+    blank = f"<td>{report.BLANK}</td>"
+    assert re.search(f'<td>vae-mixture</td><td>2,000</td>{blank * 2}.*<td class="text">cpu</td>', html)
+
+
+def test_rows_are_those_of_the_families_compared():
+    metrics = fake_metrics()
+    assert report.rows(MODELS, metrics) == ROWS
+    metrics["protocol"]["gaussian"] = {}
+    assert list(report.rows(("ncsn", "vae"), metrics)) == ["ncsn", "vae", "vae-mixture"]
+
+
 def test_summary_holds_a_dozen_numbers():
     summary = report.summary(MODELS, fake_metrics())
     assert list(summary) == ["fd_effnet", "kid_effnet", "bpd", "train_seconds"]
-    assert list(summary["fd_effnet"]) == ["floor", *MODELS]
+    assert list(summary["fd_effnet"]) == ["floor", *ROWS]
     assert summary["bpd"] == {"vae": 5.4321} and list(summary["train_seconds"]) == list(MODELS)
     json.dumps(summary)
 
@@ -222,7 +245,7 @@ def test_only_inception_drops_the_warning_and_is_called_fid():
 
 
 def test_models_choose_the_rows_whatever_else_was_measured():
-    assert list(report.table(("vae",), fake_metrics()).index) == ["floor", "vae"]
+    assert list(report.table(("vae",), fake_metrics()).index) == ["floor", "vae", "vae-mixture"]
     assert set(report.summary(("ncsn",), fake_metrics())) == {"fd_effnet", "kid_effnet", "train_seconds"}
 
 

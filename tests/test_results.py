@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from fake_run import MODELS, fake_material, fake_metrics
+from fake_run import MODELS, ROWS, fake_material, fake_metrics
 
 from pofx.core import files
 from pofx.core.errors import UserError
@@ -23,8 +23,8 @@ def finished(tmp_path):
     files.write_json(tmp_path / "metrics/reference.json", floor)
     files.write_json(tmp_path / "metrics/data.json", material.data)
     for f in MODELS:
-        row = {key: {f: value[f]} for key, value in got.items() if f in value}
-        files.write_json(tmp_path / f"metrics/fid/{f}.json", row)
+        mine = {key: {row: value[row] for row in ROWS if ROWS[row] == f and row in value} for key, value in got.items()}
+        files.write_json(tmp_path / f"metrics/fid/{f}.json", mine)
         for part in ("train/{}", "time/train_{}", "time/sample_{}"):
             files.write_json(tmp_path / f"metrics/{part.format(f)}.json", {})
     for part in results.PLOTS:
@@ -36,16 +36,17 @@ def finished(tmp_path):
 def test_results_are_kept_and_listed(finished):
     folder = results.save("sprites-laptop", finished)
     card = files.read_json(folder / "run.json")
-    assert card["device"] == ["cpu"] and card["seconds"] == pytest.approx(61 * 6 + 2 * (0.4 + 8 + 160))
+    assert card["device"] == ["cpu"] and card["seconds"] == pytest.approx(61 * 6 + 2 * (0.4 + 0.5 + 8 + 160))
     assert (folder / "plots/samples/vae.png").read_bytes() == b"png" and not list((finished / "results").glob(".*"))
     page = results.page([folder])
-    numbers = ("1,500", "5.432 ± 0.010", "N = 2,000", "11 min 43 s", "5.123 ± 0.010", "7 of 10")
+    numbers = ("1,500", "5.432 ± 0.010", "N = 2,000", "11 min 44 s", "5.123 ± 0.010", "7 of 10")
     for needed in (
         *numbers,
         "## sprites-laptop",
         "data=sprites",
         "| ncsn",
-        "results/sprites-laptop/plots/samples/ebm.png",
+        "results/sprites-laptop/plots/samples/ebm/ebm.png",
+        "results/sprites-laptop/plots/samples/vae/vae-mixture.png",
     ):
         assert needed in page, needed
 

@@ -326,8 +326,8 @@ def test_the_mixture_is_that_of_the_codes(sprites):
 
 
 def test_no_mixture_is_drawn_that_was_not_asked_for():
-    with pytest.raises(UserError, match=r"vae\.components"):
-        vae(**SMALL).sample(Noise(0, 0, 2), Draw(batch=64, prior="mixture"))
+    with pytest.raises(UserError, match=r"vae\.components above 0.*~sample\.vae\.also\.mixture"):
+        vae(components=0, **SMALL).sample(Noise(0, 0, 2), Draw(batch=64, prior="mixture"))
     model = vae(components=3, **SMALL).eval()
     one, two = (model.sample(Noise(0, 0, 4), Draw(batch=64, prior=p)) for p in ("normal", "mixture"))
     assert torch.allclose(one, two, atol=1e-6), "not fitted yet: N(0, I)"

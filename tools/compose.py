@@ -7,7 +7,8 @@ conf/config.yaml holds every key with its comment. Over it are laid, in this ord
 each family that has some (conf/vae/, conf/ncsn/, conf/ddpm/), a scale (conf/scale/), what the preset wants at that
 scale (conf/vae_at/, ...), and further words (Hydra's override grammar). `--flags` prints `-S key=value` words:
 `dvc exp run $(python -m tools.compose --flags scale=gpu)`; a value that Hydra wants in quotes needs
-`eval "dvc exp run $(...)"` instead.
+`eval "dvc exp run $(...)"` instead. The one place where keys come and go is sample.<family>.also, the further rows of
+the report: `+sample.edm.also.ddim.sampler=ddim` adds one, `~sample.vae.also.mixture` takes one out, here as after -S.
 """
 
 import dataclasses
@@ -39,7 +40,8 @@ USAGE = (
 )
 DEFAULTS = re.compile(r"\A(?:#.*\n|\n)*defaults:.*\n(?:[ -].*\n)*\n*")  # head of conf/config.yaml, not for params.yaml
 PLAIN = re.compile(r"[A-Za-z_/][\w/.:%?@+-]*")  # strings that Hydra's grammar takes without quotes
-INERT = re.compile(r"[\w@%+=:,./\[\]-]+")  # words that no POSIX shell changes
+INERT = re.compile(r"~?[\w@%+=:,./\[\]-]+")  # words that no POSIX shell changes: ~key is no user's home
+ROW = re.compile(r"sample\.\w+\.also\.\w+")  # a key that need not be in conf/config.yaml
 
 
 class Representer(RoundTripRepresenter):
@@ -71,6 +73,8 @@ def check(tree: dict[str, Any]) -> None:
     Raises:
         UserError: an unknown, missing or wrongly typed key, or a model that is not a family.
     """
+    from pofx.core import family  # as in schema
+
     kinds = schema()
     for key in tree:
         if key not in kinds:
@@ -83,6 +87,9 @@ def check(tree: dict[str, Any]) -> None:
     values = [(key, kind) for key, kind in kinds.items() if not dataclasses.is_dataclass(kind)]
     plain = dataclasses.make_dataclass("plain", values)
     config.build(plain, {key: tree[key] for key, _ in values}, "params.yaml")
+    sample = config.build(kinds["sample"], tree["sample"], "sample")
+    for name in config.family_names():
+        family.draws(name, getattr(sample, name))
     for key, names in (("models", tree["models"]), ("sweep.models", tree["sweep"]["models"])):
         for name in names:
             if name not in config.family_names():
@@ -112,14 +119,15 @@ def text(overrides: list[str]) -> str:
     values = []
     for word in overrides:
         key, equal, value = word.partition("=")
-        if not equal:
+        row = ROW.match(key.lstrip("+~"))
+        if not equal and not row:
             raise UserError(f"{word!r} is not key=value; {USAGE}")
         if key in chosen:
             options = sorted(p.stem for p in (CONF / key).glob("*.yaml"))
             if value not in options:
                 raise UserError(f"{word}: {_near(value, options)}")
             chosen[key] = value
-        elif key not in (known := [*chosen, *_keys(tree)]):
+        elif not row and key not in (known := [*chosen, *_keys(tree)]):
             raise UserError(f"{word}: no parameter is called {key!r}: {_near(key, known, show=0)}")
         else:
             values.append(word)
@@ -139,9 +147,17 @@ def flags(now: dict[str, Any], wanted: dict[str, Any]) -> str:
         UserError: the two do not have the same keys.
     """
     before, after = _leaves(now), _leaves(wanted)
-    if odd := sorted(before.keys() ^ after.keys()):
+    if odd := sorted(key for key in before.keys() ^ after.keys() if not ROW.fullmatch(key)):
         raise UserError(f"params.yaml and conf/ differ in {', '.join(odd)}: write params.yaml anew, without --flags")
-    words = [f"{key}={_hydra(value)}" for key, value in after.items() if _differ(before[key], value)]
+    words = []
+    for key in after | before:
+        if key in before and key in after and not _differ(before[key], after[key]):
+            continue
+        if ROW.fullmatch(key):
+            words += [f"~{key}"] * (key in before)
+            words += [f"+{leaf}={_hydra(value)}" for leaf, value in _leaves(after.get(key, {}), f"{key}.").items()]
+        else:
+            words.append(f"{key}={_hydra(after[key])}")
     return " ".join(f"-S {word if INERT.fullmatch(word) else shlex.quote(word)}" for word in words)
 
 
@@ -173,7 +189,8 @@ def _edits(path: Path) -> list[str]:
         now = _leaves(YAML(typ="safe").load(path.read_text()))
     except (UserError, YAMLError):
         return []  # an older conf/, or a broken file: nothing to compare with
-    return [f"{key}={value}" for key, value in now.items() if key not in was or _differ(was[key], value)]
+    gone = [f"~{key}" for key in was if key not in now]
+    return [f"{key}={value}" for key, value in now.items() if key not in was or _differ(was[key], value)] + gone
 
 
 def _composed(words: list[str]) -> dict[str, Any]:
@@ -188,11 +205,16 @@ def _composed(words: list[str]) -> dict[str, Any]:
 
 def _lay(tree: Any, new: dict[str, Any], where: str) -> None:
     """Put the values of `new` into `tree` in place, so that its comments, order and layout stay."""
+    for key in [key for key in tree if ROW.fullmatch(f"{where}{key}")]:
+        del tree[key]  # all that is wanted is in `new`
     for key, value in new.items():
-        if key not in tree:
+        if ROW.fullmatch(f"{where}{key}"):
+            tree[key] = value
+            tree.fa.set_flow_style()  # an empty mapping has none of its own
+        elif key not in tree:
             near = _near(f"{where}{key}", [where + k for k in tree], show=0)
             raise UserError(f"conf/ sets {where}{key}, which conf/config.yaml does not have: {near}")
-        if isinstance(tree[key], dict):
+        elif isinstance(tree[key], dict):
             if not isinstance(value, dict):
                 raise UserError(f"{where}{key} = {value!r} should be a mapping with the keys {', '.join(tree[key])}")
             _lay(tree[key], value, f"{where}{key}.")
@@ -212,9 +234,11 @@ def _keys(tree: dict[str, Any], where: str = "") -> list[str]:
 
 
 def _leaves(tree: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """Every dotted key that is no section; a row is a value as a whole."""
     found = {}
     for key, value in tree.items():
-        found |= _leaves(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
+        section = isinstance(value, dict) and not ROW.fullmatch(f"{where}{key}")
+        found |= _leaves(value, f"{where}{key}.") if section else {where + key: value}
     return found
 
 

@@ -100,7 +100,8 @@ def _chapter(folder: Path) -> str:
         f"{card['date']}, {', '.join(card['device'])}; {card['system']}, torch {card['torch']}; revision {revision}; "
         f"training and drawing took {report.clock(card['seconds'])}.",
     ]
-    grids = [f"**{f}**\n\n![images drawn by {f}]({path}/plots/samples/{f}.png)" for f in order]
+    owners = report.rows(names, got)
+    grids = [f"**{row}**\n\n![images drawn by {row}]({path}/plots/samples/{owners[row]}/{row}.png)" for row in order]
     figures = [
         f"![{name} of the families]({path}/plots/comparison/{name}.png)" for name in ("overview", "distance", "cost")
     ]

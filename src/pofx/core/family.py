@@ -1,12 +1,13 @@
 """What every family of generative models is, and how one is found, built, saved and loaded.
 
-A family is one file in `pofx/families/` with three names: `Config` and `Sample` (frozen dataclasses: how to train, how
-to draw) and `Model`. Families are found by file name, so that an edit of one cannot touch another.
+A family is one file in `pofx/families/` with three names: `Config` and `Sample(Draw)` (frozen dataclasses: how to
+train, how to draw) and `Model`. Families are found by file name, so that an edit of one cannot touch another.
 """
 
 import abc
 import dataclasses
 import importlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,13 @@ from pofx.core.errors import UserError
 from pofx.core.rng import Noise
 
 Terms = dict[str, Tensor]  # "loss": (B,); every other entry (B,) or (), logged only; "alarm": () bool, stops the run
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """What every family's Sample is made from."""
+
+    also: dict = dataclasses.field(default_factory=dict, kw_only=True)  # see `draws`
 
 
 class Family(nn.Module, abc.ABC):
@@ -104,6 +112,26 @@ def module(name: str) -> ModuleType:
     if name not in config.family_names():
         raise UserError(f"no family is called {name!r}: the families are {', '.join(config.family_names())}")
     return importlib.import_module(f"pofx.families.{name}")
+
+
+def draws(name: str, cfg: Draw) -> dict[str, Any]:
+    """The rows that the family `name` has in the report: the Sample of each.
+
+    The first is called like the family and drawn as `cfg` says. `cfg.also` names more, drawn from the same model and
+    the same noise: its {ddim: {sampler: ddim}} makes a row edm-ddim, which differs from the first in its sampler.
+
+    Raises:
+        UserError: a row's name is not of small letters and digits, or what differs is no valid part of a Sample.
+    """
+    rows = {name: dataclasses.replace(cfg, also={})}
+    for word, differs in cfg.also.items():
+        where = f"sample.{name}.also"
+        if not re.fullmatch("[a-z0-9]+", str(word)):
+            raise UserError(f"{where}: {word!r} cannot name a row: use small letters and digits")
+        if not isinstance(differs, dict) or not differs or "also" in differs:
+            raise UserError(f"{where}.{word} = {differs!r} should say what differs from sample.{name}, key by key")
+        rows[f"{name}-{word}"] = config.build(type(cfg), dataclasses.asdict(rows[name]) | differs, f"{where}.{word}")
+    return rows
 
 
 def create(name: str, cfg: Any, models: Path) -> Family:

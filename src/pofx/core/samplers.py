@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pofx.core import noise as schedule
 from pofx.core.errors import UserError
+from pofx.core.family import Draw
 from pofx.core.progress import Bar
 from pofx.core.rng import Noise
 
@@ -28,7 +29,7 @@ FEWEST_FIXED_LARGE = 250  # steps: with 10, 50, 100 of them the published FID is
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Draw):
     """How to draw from a denoiser; a key that the chosen sampler does not name below says nothing."""
 
     batch: int

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -29,6 +30,11 @@ NOT_TERMS = ("images", "loss", "grad_norm", "lr", "alarm")
 
 def colour(i: int) -> str:
     return COLOURS[i % len(COLOURS)]
+
+
+def lighter(tint: str) -> str:
+    """Of the same family, drawn in another way."""
+    return f"{tint}90"
 
 
 def short(value: float) -> str:
@@ -62,10 +68,10 @@ def curve(frame: pd.DataFrame, path: Path, tint: str) -> None:
 
 
 def bars(table: pd.DataFrame, keys: Sequence[str], tints: dict[str, str], path: Path) -> None:
-    """Frechet distance and KID (with its spread over subsets) of every family, best first; a dashed line is the floor.
+    """Frechet distance and KID (with its spread over subsets) of every row, best first; a dashed line is the floor.
 
     Args:
-        table: a row each for "floor" and the families, columns `keys` (distance, KID, KID's standard deviation).
+        table: the floor and the rows of the report, columns `keys` (distance, KID, KID's standard deviation).
     """
     order = table.drop(index="floor").sort_values(keys[0], ascending=False).index
     figure = Figure(figsize=(9, 0.9 + 0.42 * len(order)), layout="constrained")
@@ -82,7 +88,7 @@ def bars(table: pd.DataFrame, keys: Sequence[str], tints: dict[str, str], path: 
             ax.annotate(short(value), (at, y), (4, 0), textcoords="offset points", va="center", color=INK, fontsize=8)
         ax.axvline(floor, color=INK, linestyle="--", linewidth=1)
         ax.set_xlim(min(0, 1.5 * floor), 1.18 * max(reach, floor))
-        ax.tick_params(axis="y", length=0, labelsize=9)
+        ax.tick_params(axis="y", length=0, labelsize=9, labelleft=not i)
         ax.grid(axis="y", visible=False)
     _save(figure, path)
 
@@ -97,11 +103,14 @@ def cost(table: pd.DataFrame, key: str, tints: dict[str, str], path: Path) -> No
         ax.set_xscale("log")
         seconds = families[column].clip(lower=0.01)  # a very short run may have been rounded to nothing
         for f, x in seconds.items():
-            ax.scatter(x, families.at[f, key], s=55, color=tints[f], zorder=3)
-            ax.annotate(f, (x, families.at[f, key]), (7, 5), textcoords="offset points", color=tints[f], fontsize=9)
+            y = families.at[f, key]
+            ax.scatter(x, y, s=55, color=tints[f], zorder=3)
+            below = (families.loc[seconds == x, key] > y).any()  # rows of one model cost the same training
+            style = {"color": to_rgb(tints[f]), "fontsize": 9}
+            ax.annotate(f, (x, y), (7, -12 if below else 5), textcoords="offset points", **style)
         ax.axhline(table.at["floor", key], color=INK, linestyle="--", linewidth=1)
         ax.set_ylim(0, 1.15 * families[key].max())
-        ax.set_xlim(seconds.min() / 2, seconds.max() * 3)  # room for the names
+        ax.set_xlim(seconds.min() / 2, seconds.max() * 4)  # room for the names
         ax.set_xlabel(label, color=INK, fontsize=8)
         _plain(ax, seconds)
     _save(figure, path)

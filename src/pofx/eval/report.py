@@ -1,4 +1,8 @@
-"""The comparison of all families: one table, one self-contained page, a few figures."""
+"""The comparison of all families: one table, one self-contained page, a few figures.
+
+A row is a way to draw from a trained family (pofx.core.family.draws): `edm`, and `edm-ddim` if that was asked for. What
+drawing decides is told of rows, what training decides of families.
+"""
 
 import base64
 import json
@@ -15,9 +19,10 @@ from pofx.core.errors import UserError
 from pofx.core.files import atomic, read_json
 from pofx.eval import plots
 
-Metrics = dict[str, dict[str, Any]]  # metric -> family (or "floor") -> value
+Metrics = dict[str, dict[str, Any]]  # metric -> row (or "floor") -> value
 BLANK = "\N{EN DASH}"
 SUMMARY = ("bpd", "train_seconds")  # besides the distances
+TRAINING = ("parameters", "images_seen", "train_seconds", "train_images_per_second", "device")  # every row's cost
 FEWEST_OVERLAP = 0.3  # of neighbouring noise levels: below it Langevin dynamics may lose its way between them
 PAPERS = pd.DataFrame(
     [
@@ -87,7 +92,7 @@ class Material:
     metrics: Metrics
     data: dict[str, Any]  # metrics/data.json
     curves: dict[str, Path]  # CSV of every family
-    samples: dict[str, Path]  # PNG of every family
+    samples: dict[str, Path]  # PNG of the data and of every row
     exploration: list[Path]  # PNGs
     sweeps: dict[str, dict[str, Any]]  # metrics/sweep/*.json of the denoisers
     denoising: dict[str, dict[str, Path]]  # PNGs of the denoisers: strip, ladder, interpolation
@@ -129,8 +134,15 @@ def distance_keys(metrics: Metrics) -> tuple[str, str, str]:
     return tuple(metrics["protocol"]["floor"]["keys"])
 
 
+def rows(models: tuple[str, ...], metrics: Metrics) -> dict[str, str]:
+    """Every row that was scored -> its family, in the order of `models`."""
+    families = {row: row.partition("-")[0] for row in metrics["protocol"]}
+    return {row: f for f in models for row, owner in families.items() if owner == f}
+
+
 def table(models: tuple[str, ...], metrics: Metrics) -> pd.DataFrame:
-    """One row for the floor and each family, one column for each metric; NaN where a family has none (honest blanks).
+    """One line for the floor and each row, one column for each metric; NaN where there is none (honest blanks). What
+    the training of a family cost stands in each of its rows.
 
     Raises:
         UserError: there is no family to compare.
@@ -138,25 +150,28 @@ def table(models: tuple[str, ...], metrics: Metrics) -> pd.DataFrame:
     if not models:
         raise UserError("models is empty: name at least one family")
     plain = {key: row for key, row in metrics.items() if not any(isinstance(v, dict) for v in row.values())}
-    return pd.DataFrame(plain, index=["floor", *models])
+    owners = rows(models, metrics)
+    for key in plain.keys() & set(TRAINING):
+        plain[key] = {row: plain[key][f] for row, f in owners.items() if f in plain[key]}
+    return pd.DataFrame(plain, index=["floor", *owners])
 
 
 def leaderboard(models: tuple[str, ...], metrics: Metrics) -> pd.DataFrame:
-    """The table as text, floor first, then the families by their Frechet distance."""
+    """The table as text, floor first, then the rows by their Frechet distance."""
     fd, kid, spread = distance_keys(metrics)
-    rows = table(models, metrics)
-    rows = pd.concat([rows.loc[["floor"]], rows.drop(index="floor").sort_values(fd)])
-    rows = rows.reindex(columns=[*rows.columns, *({"bpd", "bpd_stderr"} - set(rows.columns))])
+    found = table(models, metrics)
+    found = pd.concat([found.loc[["floor"]], found.drop(index="floor").sort_values(fd)])
+    found = found.reindex(columns=[*found.columns, *({"bpd", "bpd_stderr"} - set(found.columns))])
     return pd.DataFrame(
         {
-            "model": ["test images (floor)", *rows.index[1:]],
-            fd: rows[fd].map(text),
-            kid: [between(*pair) for pair in zip(rows[kid], rows[spread], strict=True)],
-            "bits/dim": [between(*pair) for pair in zip(rows["bpd"], rows["bpd_stderr"], strict=True)],
-            **{heading: rows[key].map(form) for heading, key, form in COLUMNS},
-            "trained on": rows["device"].fillna(""),
+            "model": ["test images (floor)", *found.index[1:]],
+            fd: found[fd].map(text),
+            kid: [between(*pair) for pair in zip(found[kid], found[spread], strict=True)],
+            "bits/dim": [between(*pair) for pair in zip(found["bpd"], found["bpd_stderr"], strict=True)],
+            **{heading: found[key].map(form) for heading, key, form in COLUMNS},
+            "trained on": found["device"].fillna(""),
         },
-        index=rows.index,
+        index=found.index,
     )
 
 
@@ -168,20 +183,22 @@ def brief(models: tuple[str, ...], metrics: Metrics) -> str:
 
 
 def summary(models: tuple[str, ...], metrics: Metrics) -> Metrics:
-    """The dozen numbers that `dvc metrics` shows."""
+    """The few numbers that `dvc metrics` shows."""
     fd, kid, _ = distance_keys(metrics)
-    names = ["floor", *models]
+    names = ["floor", *rows(models, metrics)]
     picked = {key: {n: metrics[key][n] for n in names if n in metrics.get(key, {})} for key in (fd, kid, *SUMMARY)}
     return {key: row for key, row in picked.items() if row}
 
 
 def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
     """Draw the figures into `comparison`, write index.html and report.md into `out`; returns the leaderboard."""
-    rows, keys = table(got.models, got.metrics), distance_keys(got.metrics)
+    found, keys = table(got.models, got.metrics), distance_keys(got.metrics)
+    owners = rows(got.models, got.metrics)
     tints = {f: plots.colour(i) for i, f in enumerate(dict.fromkeys([*got.models, *got.sweeps]))}
+    tints |= {row: plots.lighter(tints[f]) for row, f in owners.items() if row != f}
     figures = {"distance": comparison / "distance.png", "cost": comparison / "cost.png"}
-    plots.bars(rows, keys, tints, figures["distance"])
-    plots.cost(rows, keys[0], tints, figures["cost"])
+    plots.bars(found, keys, tints, figures["distance"])
+    plots.cost(found, keys[0], tints, figures["cost"])
     plots.overview(got.samples, comparison / "overview.png")
     curves = {f: comparison / f"curve_{f}.png" for f in got.models}
     for f, path in curves.items():
@@ -197,21 +214,23 @@ def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
 
     board = leaderboard(got.models, got.metrics)
     order = list(board.index[1:])
+    families = [row for row in order if row in got.models]
     context = {
+        "models": families,
+        "further": [row for row in order if owners[row] != row],
         "data": got.data,
         "keys": keys,
         "board": board,
-        "sort_values": _sort_values(rows.loc[board.index], keys),
+        "sort_values": _sort_values(found.loc[board.index], keys),
         "floor": got.metrics["protocol"]["floor"],
         "notice": notice(got.metrics),
         "samples": {f: _uri(got.samples[f]) for f in ("data", *order)},
-        "curves": {f: _uri(curves[f]) for f in order},
+        "curves": {f: _uri(curves[f]) for f in families},
         "figures": {name: _uri(path) for name, path in figures.items()},
         "exploration": {path.stem.replace("_", " "): _uri(path) for path in got.exploration},
         "papers": PAPERS,
-        "protocol": {f: got.metrics["protocol"][f] for f in order},
-        "config": {f: json.dumps(got.metrics["config"][f], indent=2) for f in order},
-        "device": got.metrics["device"],
+        "protocol": {row: got.metrics["protocol"][row] for row in order},
+        "config": {row: json.dumps(got.metrics["config"][row], indent=2) for row in order},
         "swept": {key: _of_each(got.sweeps, key) for key in ("test_images", "device")},
         "points": points(got.sweeps),
         "sweep_notice": sweep_notice(got.sweeps),
@@ -366,11 +385,11 @@ def _of_each(sweeps: dict[str, dict[str, Any]], key: str) -> str:
     return str(same.pop()) if len(same) == 1 else ", ".join(f"{value} ({f})" for f, value in said.items())
 
 
-def _sort_values(rows: pd.DataFrame, keys: tuple[str, str, str]) -> dict[str, dict[str, Any]]:
-    """What the page sorts by: column of the leaderboard -> family -> value, blanks last."""
+def _sort_values(found: pd.DataFrame, keys: tuple[str, str, str]) -> dict[str, dict[str, Any]]:
+    """What the page sorts by: column of the leaderboard -> row -> value, blanks last."""
     columns = {k: k for k in keys[:2]} | {"bits/dim": "bpd"} | {heading: key for heading, key, _ in COLUMNS}
-    found = {column: rows[key].fillna(math.inf).to_dict() for column, key in columns.items() if key in rows}
-    return found | {"model": {f: f for f in rows.index}}
+    values = {column: found[key].fillna(math.inf).to_dict() for column, key in columns.items() if key in found}
+    return values | {"model": {row: row for row in found.index}}
 
 
 def protocol(metrics: Metrics, model: str) -> str:

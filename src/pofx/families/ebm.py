@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.parametrize import cached
 
 from pofx.core.errors import UserError
-from pofx.core.family import Family, Terms
+from pofx.core.family import Draw, Family, Terms
 from pofx.core.images import to_model, to_uint8
 from pofx.core.loop import Train
 from pofx.core.progress import Bar
@@ -49,7 +49,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Draw):
     batch: int
     chain: int  # Langevin steps
     start: Literal["noise", "buffer"]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pofx.core import gaussian, latent, logistic
 from pofx.core.errors import UserError
-from pofx.core.family import Family, Terms
+from pofx.core.family import Draw, Family, Terms
 from pofx.core.images import to_model
 from pofx.core.loop import Train
 from pofx.core.mixture import Mixture
@@ -74,7 +74,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Draw):
     batch: int
     prior: Literal["normal", "mixture"]  # of the code: N(0, I), or what was fitted after training
 
@@ -192,7 +192,10 @@ class Model(Family):
     def sample(self, noise: Noise, cfg: Sample) -> Float[Tensor, "n 3 32 32"]:
         """Decoder means of codes from the prior (without the decoder's own pixel noise)."""
         if cfg.prior == "mixture" and self.mixture is None:
-            raise UserError("sample.vae.prior = mixture needs a model trained with vae.components above 0")
+            raise UserError(
+                "prior = mixture needs a model trained with vae.components above 0: set it, or draw from normal "
+                "(sample.vae.prior) and take the row out (-S ~sample.vae.also.mixture)"
+            )
         z = self.mixture.draw(noise) if cfg.prior == "mixture" else noise.normal(self.cfg.latent)
         return self.decode(z)
 

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from pofx.core import gaussian
-from pofx.core.family import Family, Terms
+from pofx.core.family import Draw, Family, Terms
 from pofx.core.loop import Train
 from pofx.core.progress import Bar
 from pofx.core.rng import Noise
@@ -46,7 +46,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Draw):
     batch: int
 
 

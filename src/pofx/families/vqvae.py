@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from pofx.core import gaussian
-from pofx.core.family import Family, Terms
+from pofx.core.family import Draw, Family, Terms
 from pofx.core.images import to_model
 from pofx.core.loop import Train
 from pofx.core.rng import Noise
@@ -54,7 +54,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Draw):
     batch: int
 
 

@@ -1,0 +1,110 @@
+"""Several rows from one trained model: how they are asked for, drawn and scored."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import build, defaults, small
+from ruamel.yaml import YAML
+
+from pofx.core import config, family, files
+from pofx.core.errors import UserError
+from stages import fid, sample
+from tools import compose
+
+N = 64
+WORDS = [f"sample.n={N}", "sample.vae.batch=64", "fid.kid_subsets=2", "fid.kid_subset_size=32", "likelihood.images=4",
+         "likelihood.importance=2"]  # fmt: skip
+
+
+def rows(name: str, also: Any) -> dict[str, Any]:
+    tree = defaults()["sample"][name] | {"also": also}
+    return family.draws(name, config.build(family.module(name).Sample, tree, f"sample.{name}"))
+
+
+def test_the_first_row_is_the_same_whatever_the_others(name):
+    alone = rows(name, {})
+    assert list(alone) == [name]
+    assert rows(name, {"small": {"batch": 64}})[name] == alone[name]
+
+
+def test_a_row_differs_in_what_is_said():
+    found = rows("edm", {"ddim": {"sampler": "ddim", "steps": 20}, "v2": {"rho": 3}})
+    assert list(found) == ["edm", "edm-ddim", "edm-v2"]
+    assert found["edm-ddim"] == dataclasses.replace(found["edm"], sampler="ddim", steps=20)
+    assert found["edm-v2"] == dataclasses.replace(found["edm"], rho=3.0)
+
+
+@pytest.mark.parametrize(
+    ("also", "message"),
+    [
+        ({"a-b": {"steps": 3}}, "sample.edm.also: 'a-b' cannot name a row"),
+        ({"": {"steps": 3}}, "cannot name a row"),
+        ({"A": {"steps": 3}}, "cannot name a row"),
+        ({"a": None}, "sample.edm.also.a = None should say what differs"),
+        ({"a": {}}, "should say what differs"),
+        ({"a": {"also": {}}}, "should say what differs"),
+        ({"a": {"step": 3}}, "unknown key 'step' in sample.edm.also.a: did you mean steps"),
+        ({"a": {"steps": "x"}}, "sample.edm.also.a.steps = 'x' is str"),
+        ({"a": {"steps": 1}}, "sample.edm.also.a.steps = 1 should lie"),
+        ([], "sample.edm.also = [] is list, should be dict"),
+    ],
+)
+def test_errors_are_one_line(also, message):
+    with pytest.raises(UserError) as error:
+        rows("edm", also)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sprites):
+    """A folder with all that sample@vae and fid@vae need; what it holds writes params.yaml."""
+    monkeypatch.chdir(tmp_path)
+    module, cfg = small("vae")
+    model = build(module, cfg)
+    with torch.no_grad():
+        model.mixture.means += 1  # as if fitted
+    family.save_model(Path("models/vae"), "vae", cfg, model, {})
+    files.write_npy(Path("data/test.npy"), sprites[:N].numpy())
+    files.write_npy(Path("features/train.npy"), np.random.default_rng(0).random((N, 1280), np.float32))
+
+    def parameters(*words: str) -> dict[str, Any]:
+        Path("params.yaml").write_text(compose.text([*WORDS, *words]))
+        config.params.cache_clear()
+        return YAML(typ="safe").load(Path("params.yaml").read_text())
+
+    yield parameters
+    config.params.cache_clear()
+
+
+def test_rows_are_drawn_and_scored_one_by_one(run):
+    run("~sample.vae.also.mixture")
+    sample.main("vae")
+    fid.main("vae")
+    alone, scored = np.load("samples/vae/vae.npy"), files.read_json(Path("metrics/fid/vae.json"))
+    assert [p.name for p in Path("plots/samples/vae").iterdir()] == ["vae.png"]
+
+    run()
+    sample.main("vae")
+    fid.main("vae")
+    other = np.load("samples/vae/vae-mixture.npy")
+    assert np.array_equal(np.load("samples/vae/vae.npy"), alone) and not np.array_equal(other, alone)
+    both, cost = (files.read_json(Path(f"metrics/{name}.json")) for name in ("fid/vae", "time/sample_vae"))
+    assert {key: {"vae": found["vae"]} for key, found in both.items()} == scored
+    further = {key: found["vae-mixture"] for key, found in both.items() if "vae-mixture" in found}
+    assert set(further) == {"fd_effnet", "kid_effnet", "kid_effnet_std", "protocol", "config"}
+    assert further["fd_effnet"] != scored["fd_effnet"]["vae"]
+    assert further["config"]["sample.vae"] == {"batch": 64, "prior": "mixture"}
+    assert "bpd_images" not in further["protocol"] and scored["protocol"]["vae"]["bpd_images"] == 4
+    assert all(list(value) == ["vae", "vae-mixture"] for value in cost.values())
+    assert all((Path("features/vae") / f"{row}.npy").is_file() for row in ("vae", "vae-mixture"))
+
+
+def test_every_row_is_checked_before_any_is_drawn(run):
+    run("+sample.vae.also.odd.batch=65")
+    with pytest.raises(UserError, match="multiple of 64"):
+        sample.main("vae")
+    assert not Path("samples").exists()
