@@ -125,7 +125,9 @@ def test_the_figure_of_a_sweep_stands_what_a_run_may_bring(tmp_path):
 
 def test_leaderboard_is_sorted_below_the_floor_and_blank_where_there_is_no_likelihood(built):
     board = built[1]
-    assert list(board.index) == ["floor", "ncsn", "ebm", "vae"]
+    assert list(board.index) == ["floor", "gaussian", "pixel_gaussian", "ncsn", "ebm", "vae"]
+    assert list(board["model"])[:3] == ["test images (floor)", "full-covariance Gaussian", "per-pixel Gaussian"]
+    assert board.at["gaussian", "bits/dim"] == "4.7712 ± 0.0071" and board.at["gaussian", "fd_effnet"] == report.BLANK
     assert board.at["vae", "bits/dim"] == "5.432 ± 0.010"
     assert board.at["ncsn", "bits/dim"] == board.at["floor", "bits/dim"] == report.BLANK
     assert board.at["vae", "parameters"] == "68.2k" and board.at["vae", "training"] == "1 min 01 s"
@@ -133,9 +135,21 @@ def test_leaderboard_is_sorted_below_the_floor_and_blank_where_there_is_no_likel
     assert "| ncsn" in markdown and "not comparable" in markdown and "| 25.32 " in markdown
 
 
+def test_the_fixed_rows_stand_in_a_body_of_their_own(built):
+    bodies = re.findall(r"<tbody.*?</tbody>", (built[0] / "report/index.html").read_text(), re.DOTALL)
+    assert bodies[0].count("<tr>") == 1 + len(report.LINES) and bodies[1].count("<tr>") == len(MODELS)
+
+
+def test_runs_without_gaussians_are_still_listed():
+    metrics = fake_metrics()
+    for key in ("bpd", "bpd_stderr"):
+        metrics[key] = {f: value for f, value in metrics[key].items() if f in MODELS}
+    assert list(report.leaderboard(MODELS, metrics).index) == ["floor", "ncsn", "ebm", "vae"]
+
+
 def test_the_brief_table_fits_a_terminal():
     lines = report.brief(MODELS, fake_metrics()).splitlines()
-    assert len(lines) == 2 + 1 + len(MODELS) and len(lines[0]) <= 120
+    assert len(lines) == 2 + 1 + len(report.LINES) + len(MODELS) and len(lines[0]) <= 120
 
 
 def test_figures_are_not_empty(built):

@@ -88,7 +88,7 @@ def _chapter(folder: Path) -> str:
     counts = [f"{data['images'][split]:,} {words} images" for split, words in (("train", "training"), ("test", "test"))]
     fd, kid, _ = report.distance_keys(got)
     board = report.leaderboard(names, got)
-    order, path = list(board.index[1:]), f"../results/{folder.name}"
+    order, path = [f for f in board.index if f in names], f"../results/{folder.name}"
     board = board[
         ["model", fd, kid, "bits/dim", "training", "training img/s", "s per 1,000 samples", "NFE", "trained on"]
     ]

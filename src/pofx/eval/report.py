@@ -15,9 +15,10 @@ from pofx.core.errors import UserError
 from pofx.core.files import atomic, read_json
 from pofx.eval import plots
 
-Metrics = dict[str, dict[str, Any]]  # metric -> family (or "floor") -> value
+Metrics = dict[str, dict[str, Any]]  # metric -> family (or "floor", or one of LINES) -> value
 BLANK = "\N{EN DASH}"
-SUMMARY = ("bpd", "train_seconds")  # besides the distances
+SUMMARY = ("bpd", "mig", "recon_psnr", "train_seconds")  # besides the distances
+LINES = {"gaussian": "full-covariance Gaussian", "pixel_gaussian": "per-pixel Gaussian"}  # bits/dim alone
 FEWEST_OVERLAP = 0.3  # of neighbouring noise levels: below it Langevin dynamics may lose its way between them
 PAPERS = pd.DataFrame(
     [
@@ -139,14 +140,15 @@ def table(models: tuple[str, ...], metrics: Metrics) -> pd.DataFrame:
 
 
 def leaderboard(models: tuple[str, ...], metrics: Metrics) -> pd.DataFrame:
-    """The table as text, floor first, then the families by their Frechet distance."""
+    """The table as text: floor and Gaussians first, then the families by their Frechet distance."""
     fd, kid, spread = distance_keys(metrics)
-    rows = table(models, metrics)
-    rows = pd.concat([rows.loc[["floor"]], rows.drop(index="floor").sort_values(fd)])
+    lines = [name for name in LINES if name in metrics.get("bpd", {})]
+    rows, fixed = table((*lines, *models), metrics), ["floor", *lines]
+    rows = pd.concat([rows.loc[fixed], rows.drop(index=fixed).sort_values(fd)])
     rows = rows.reindex(columns=[*rows.columns, *({"bpd", "bpd_stderr"} - set(rows.columns))])
     return pd.DataFrame(
         {
-            "model": ["test images (floor)", *rows.index[1:]],
+            "model": rows.index.map(lambda name: ({"floor": "test images (floor)"} | LINES).get(name, name)),
             fd: rows[fd].map(text),
             kid: [between(*pair) for pair in zip(rows[kid], rows[spread], strict=True)],
             "bits/dim": [between(*pair) for pair in zip(rows["bpd"], rows["bpd_stderr"], strict=True)],
@@ -189,12 +191,13 @@ def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
         plots.levels(got.sweeps, tints, figures["levels"])
 
     board = leaderboard(got.models, got.metrics)
-    order = list(board.index[1:])
+    order = [f for f in board.index if f in got.models]
     context = {
         "data": got.data,
         "keys": keys,
         "board": board,
-        "sort_values": _sort_values(rows.loc[board.index], keys),
+        "fixed": len(board) - len(order),
+        "sort_values": _sort_values(rows.loc[order], keys),
         "floor": got.metrics["protocol"]["floor"],
         "notice": notice(got.metrics),
         "samples": {f: _uri(got.samples[f]) for f in ("data", *order)},
