@@ -29,6 +29,7 @@ def main(name: str, minutes: float | None) -> None:
     data = Path("data/train.npy")
     images = torch.from_numpy(np.load(data)).to(device)
     pool = Pool(images, train.batch, seed, train.flip)
+    model.fetch(RUNS / "weights", RUNS.parent)
     noted = model.prepare(images)
     code, content = state.code_hash(), files.digest(data)
     base = files.digest(Path(f"models/{model.needs}/model.safetensors")) if model.needs else None

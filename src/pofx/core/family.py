@@ -30,8 +30,8 @@ class Family(nn.Module, abc.ABC):
     """A generative model of images in [-1, 1].
 
     State that must survive a restart is a parameter or a persistent buffer; what the config determines is a
-    non-persistent buffer. A family touches no files of a run, devices or autocast (a perceptual loss reads its
-    network from the installation), and changes its buffers only in train mode and in `finish`.
+    non-persistent buffer. A family touches no files (but in `fetch`), devices or autocast, and changes its buffers only
+    in train mode and in `finish`.
     """
 
     cfg: Any  # the Config it was built from
@@ -48,6 +48,14 @@ class Family(nn.Module, abc.ABC):
     # Another family whose trained model this one is built on, as Model(cfg, base): it keeps it as `base`, frozen and in
     # eval mode, and its weights are saved along. The stage that trains has models/<needs> among its deps.
     needs: str | None = None
+
+    def fetch(self, cache: Path, base: Path) -> None:
+        """Bring what training alone needs and the model's own file will not hold, such as a frozen network of the loss.
+
+        Called once before training; what samples or scores does without. `cache` keeps what comes from a URL, `base` is
+        the folder at which relative paths start.
+        """
+        return None
 
     def prepare(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, float]:
         """Look at the training images once, before training: returns what is worth a metric, warns on stderr."""
