@@ -1,4 +1,4 @@
-"""Score one family: samples/F.npy, models/F/, features/train.npy, data/test.npy -> metrics/fid/F.json.
+"""Score one family: samples/F.npy, models/F/, features/train.npy, data/{test.npy,labels.npz} -> metrics/fid/F.json.
 
 Also writes features/F.npy. `python -m stages.fid FAMILY`.
 """
@@ -11,14 +11,14 @@ import torch
 
 from stages import RUNS, run
 from pofx.core import config, family, files, machine
-from pofx.eval import distances, extractor, likelihood, reconstruction
+from pofx.eval import disentanglement, distances, extractor, likelihood, reconstruction
 
 
 def main(name: str) -> None:
     cfg, seed, device = config.section("fid", extractor.Fid), config.value("seed", int), machine.device()
     model = family.load(Path(f"models/{name}"), device)
     drawn, reference, test = (np.load(p) for p in (f"samples/{name}.npy", "features/train.npy", "data/test.npy"))
-    test = test[: len(drawn)]
+    every, test = test, test[: len(drawn)]
     distances.check_subset(cfg.kid_subset_size, len(drawn), len(reference))
 
     net = extractor.build(cfg, RUNS / "weights", RUNS.parent, device)
@@ -29,6 +29,10 @@ def main(name: str) -> None:
     with torch.no_grad():
         row |= model.monitor(torch.from_numpy(test).to(device))
     row |= reconstruction.evaluate(model, test, cfg.batch, device)
+    with np.load("data/labels.npz") as labels:
+        if "factors_test" in labels:  # the true ones, of a data set that is drawn
+            truth = labels["factors_test"], labels["factor_names"].tolist()
+            row |= disentanglement.evaluate(model, every, *truth, cfg.batch, device, seed)
     protocol = {
         "n": len(drawn),
         "test_images": len(test),

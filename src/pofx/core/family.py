@@ -70,6 +70,10 @@ class Family(nn.Module, abc.ABC):
         lists of numbers), warns on stderr."""
         return {}
 
+    def validate(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+        """The loss of images held out of training, in eval mode under no_grad, without what else `forward` computes."""
+        return self(x)["loss"]
+
     def encode(self, x: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b latent"], Float[Tensor, "b latent"]] | None:
         """Mean and log variance of the Gaussian code of every image; None: the family has no such code."""
         return None
