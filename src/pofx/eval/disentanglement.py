@@ -86,7 +86,7 @@ def dci(codes: Float[np.ndarray, "n units"], classes: Int[np.ndarray, "n f"], se
 def _peaked(table: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, " rows"]:
     """1 for a row that has all in one column, 0 for an even one; and for an empty one."""
     share = (table + 1e-12) / (table + 1e-12).sum(1, keepdims=True)
-    return 1 - entropy(share, base=table.shape[1], axis=1)
+    return 1 - entropy(share, base=max(2, table.shape[1]), axis=1)
 
 
 def _classes(factor: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:

@@ -187,7 +187,7 @@ def levels(sweeps: dict[str, dict[str, Any]], tints: dict[str, str], path: Path)
     _save(figure, path)
 
 
-def tradeoff(betas: Sequence[float], psnr: Sequence[float], mig: Sequence[float], path: Path) -> None:
+def tradeoff(betas: pd.Series, psnr: pd.Series, mig: pd.Series, path: Path) -> None:
     """Reconstruction against disentanglement of one VAE, a point labelled by each beta, joined in their order."""
     figure = Figure(figsize=(5.5, 3.6), layout="constrained")
     ax = _dress(figure.add_subplot(), r"the VAE, a point for each $\beta$; better is up and to the right")
