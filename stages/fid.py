@@ -1,4 +1,4 @@
-"""Score one family: samples/F/, models/F/, features/train.npy, data/{train,test}.npy -> metrics/fid/F.json.
+"""Score one family: samples/F/, models/F/, features/train.npy, data/ -> metrics/fid/F.json.
 
 Also writes features/F/ and plots/fid/F/*.png: the nearest training images of samples, and what the family's code holds,
 if it has one. Distances belong to each row (a way to draw, see pofx.core.family.draws), all else to the model, and
@@ -16,7 +16,7 @@ import torch
 from stages import RUNS, run
 from pofx.core import config, family, files, machine
 from pofx.core.images import save_grid, to_uint8
-from pofx.eval import codes, distances, extractor, likelihood, reconstruction
+from pofx.eval import codes, disentanglement, distances, extractor, likelihood, reconstruction
 
 SHOWN, NEIGHBOURS = 8, 5  # samples with their neighbours
 
@@ -26,10 +26,10 @@ def main(name: str) -> None:
     ways = family.draws(name, config.section(f"sample.{name}", family.module(name).Sample))
     bits = config.section("likelihood", likelihood.Likelihood)
     model = family.load(Path(f"models/{name}"), device)
-    reference, test = np.load("features/train.npy"), np.load("data/test.npy")
+    reference, every = np.load("features/train.npy"), np.load("data/test.npy")
     drawn = {row: np.load(f"samples/{name}/{row}.npy") for row in ways}
     n = len(drawn[name])
-    test = test[:n]
+    test = every[:n]
     distances.check_subset(cfg.kid_subset_size, n, len(reference))
 
     net = extractor.build(cfg, RUNS / "weights", RUNS.parent, device)
@@ -57,6 +57,10 @@ def main(name: str) -> None:
         rows[name] |= reconstruction.evaluate(test, exact)
         rows[name] |= {f"recon_{net.keys[0]}": distances.frechet(back, reference)}
         shown |= codes.pictures(model, test, again, cfg.batch, device)
+    with np.load("data/labels.npz") as labels:
+        if "factors_test" in labels:  # the true ones, of a data set that is drawn
+            truth = labels["factors_test"], labels["factor_names"].tolist()
+            rows[name] |= disentanglement.evaluate(model, every, *truth, cfg.batch, device, seed)
     rows[name]["protocol"] = own | ({"traversal": codes.VALUES} if "traversals" in shown else {})
     for picture, (images, columns) in shown.items():
         save_grid(images, Path(f"plots/fid/{name}/{picture}.png"), columns)

@@ -28,7 +28,8 @@ def main(name: str, minutes: float | None) -> None:
     model = family.create(name, cfg, Path("models")).to(device)
     data = Path("data/train.npy")
     images = torch.from_numpy(np.load(data)).to(device)
-    pool = Pool(images, train.batch, seed, train.flip)
+    pool = Pool(images, train.batch, seed, train.flip, train.validation)
+    model.fetch(RUNS / "weights", RUNS.parent)
     noted = model.prepare(images)
     code, content = state.code_hash(), files.digest(data)
     base = files.digest(Path(f"models/{model.needs}/model.safetensors")) if model.needs else None

@@ -53,6 +53,8 @@ def small(name: str, **train):
         "warmup": 0,
         "save_seconds": 0.0,
         "preview_rows": 0,
+        "validation": 0,
+        "patience": 0,
     } | train
     return module, dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, **budget))
 
@@ -64,7 +66,7 @@ def build(module, cfg, seed: int = 0):
 
 
 def pool(images: torch.Tensor, cfg, seed: int = 0) -> Pool:
-    return Pool(images, cfg.train.batch, seed, cfg.train.flip)
+    return Pool(images, cfg.train.batch, seed, cfg.train.flip, cfg.train.validation)
 
 
 def slot(folder, stage: str = "train") -> Slot:

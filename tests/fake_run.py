@@ -25,6 +25,8 @@ def fake_metrics(keys: list[str] = KEYS) -> report.Metrics:
     rng = np.random.default_rng(0)
     trees = [{k: {"floor": v} for k, v in zip(keys, (62.0, -0.0004, 0.003), strict=True)}]
     trees[0]["protocol"] = {"floor": {"n": 2000, "reference": "train, 10000 images", "keys": keys}}
+    trees[0] |= {"bpd": {"gaussian": 4.7712, "pixel_gaussian": 8.0301}}
+    trees[0] |= {"bpd_stderr": {"gaussian": 0.0071, "pixel_gaussian": 0.0123}}
     for i, f in enumerate(MODELS):
         values = dict(zip(keys, (1500.0 - 400 * i, 2.0 - 0.5 * i, 0.04), strict=True))
         trees.append({key: {f: value} for key, value in values.items()})

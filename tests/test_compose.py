@@ -224,7 +224,11 @@ def test_rows_come_and_go(here: Path, capsys: pytest.CaptureFixture):
     assert compose.text(shlex.split(text.splitlines()[0].removeprefix(HEADER))) == text
     tree = load(text)
     rows = {f: tree["sample"][f]["also"] for f in ("vae", "ebm", "edm")}
-    assert rows == {"vae": {}, "ebm": {"fresh": {"start": "buffer"}}, "edm": {"few": {"steps": 6}}}
+    assert rows == {
+        "vae": {},
+        "ebm": {"fresh": {"start": "buffer"}},
+        "edm": {"guided": {"guidance": 2.0}, "few": {"steps": 6}},
+    }
     flags = compose.flags(before, tree)
     assert flags.split() == shlex.split(flags)
     assert override(before, flags) == tree and override(tree, compose.flags(tree, before)) == before

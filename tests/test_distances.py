@@ -8,7 +8,7 @@ import pytest
 import scipy.linalg
 import torch
 
-import pofx.eval.torchvision_compat  # noqa: F401  (before torch_fidelity and pytorch_fid, which import torchvision)
+import pofx.nn.torchvision_compat  # noqa: F401  (before torch_fidelity and pytorch_fid, which import torchvision)
 from pofx.core.errors import UserError
 from pofx.eval import distances
 

@@ -10,8 +10,9 @@ from torch import nn
 
 from pofx.core import files
 from pofx.core.errors import UserError
-from pofx.eval import extractor, torchvision_compat
+from pofx.eval import extractor
 from pofx.nn import lite0 as backbone
+from pofx.nn import torchvision_compat
 
 CPU = torch.device("cpu")
 

@@ -46,6 +46,56 @@ def test_interrupted_within_a_row_of_the_curve(sprites, tmp_path):
     assert curve == again and len(curve) == 1
 
 
+HELD = {"validation": 40, "patience": 2, "images": 24 * 30, "batch": 24, "rows": 30, "warmup": 0, "lr": 0.02}
+
+
+def prior(sprites, folder, stop=lambda: False, **train):
+    """Trained on 24 images again and again, at a rate at which the loss on the 40 others soon rises."""
+    module, cfg = small("vqprior", **HELD | train)
+    model = build(module, cfg)
+    with slot(folder) as held:
+        curve, _ = loop.train(model, pool(sprites[:64], cfg), cfg.train, 0, held, stop)
+    return model, curve
+
+
+def test_training_ends_early_with_its_best_weights(sprites, tmp_path):
+    model, curve = prior(sprites, tmp_path)
+    losses = [row["val_loss"] for row in curve]
+    best = int(np.argmin(losses))
+    assert best > 0 and len(curve) == best + 1 + 2 < 30
+    held = to_model(sprites[24:64])
+    with torch.no_grad():
+        assert model.validate(held).mean().item() == pytest.approx(losses[best], rel=1e-5)
+        assert not model.training and losses[-1] > losses[best]
+
+
+def test_a_stopped_run_goes_on_with_the_best_weights_and_ends_where_it_would_have(sprites, tmp_path):
+    model, curve = prior(sprites, tmp_path / "whole")
+    whole = weights(model)
+    for at in (2, len(curve) - 1):  # before the best row, and after it
+        asked, folder = iter([*[False] * (at - 1), True]), tmp_path / str(at)
+        with pytest.raises(loop.Stopped, match=f"stopped at {24 * at} of"):
+            prior(sprites, folder, stop=lambda asked=asked: next(asked))
+        for _ in range(2):  # the second finds a finished run and only exports it again
+            model, again = prior(sprites, folder)
+            assert curve == again and all(np.array_equal(v, whole[k]) for k, v in weights(model).items())
+
+
+def test_without_patience_the_budget_is_spent_and_the_best_weights_are_kept(sprites, tmp_path):
+    model, curve = prior(sprites, tmp_path, patience=0, images=24 * 12, rows=12)
+    with torch.no_grad():
+        now = model.validate(to_model(sprites[24:64])).mean().item()
+    assert len(curve) == 12 and now == pytest.approx(min(row["val_loss"] for row in curve), rel=1e-5)
+
+
+def test_watching_held_out_images_does_not_disturb_training(name, sprites, tmp_path):
+    """The pool is the same without them: losses of the steps agree to the last bit."""
+    _, plain = run(name, sprites[:64], tmp_path / "a")
+    _, watched = run(name, sprites[:80], tmp_path / "b", validation=16)
+    assert all(math.isfinite(row.pop("val_loss")) for row in watched)
+    assert plain == watched
+
+
 def test_bf16_keeps_losses_in_float32(name, sprites, tmp_path):
     module, cfg = small(name, images=4, batch=2, precision="bf16")
     model = build(module, cfg)
@@ -81,6 +131,8 @@ def test_accumulated_gradients_are_those_of_the_big_batch(sprites, tmp_path):
         ({"clip": 0.0}, "vae.train.clip = 0.0 should be above 0"),
         ({"rows": 0}, "vae.train.rows = 0 should be above 0"),
         ({"images": 3}, r"vae.train.images = 3 should be at least one batch \(8\)"),
+        ({"patience": 2}, "vae.train.patience = 2 needs validation images"),
+        ({"validation": -1}, "vae.train.validation = -1 should not be below 0"),
         ({"betas": [0.9, 1.0]}, r"vae.train.betas = \[0.9, 1.0\] should lie in \[0, 1\)"),
         ({"betas": [0.9]}, r"vae.train.betas = \[0.9\] should have 2 entries"),
     ],
@@ -186,6 +238,13 @@ def test_batches_visit_every_image_once_an_epoch(sprites):
     assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
     assert flat[:10] != flat[10:]
     assert ((Pool(images, 4, 0, flip=False)(2)[:, 0, 0, 0] + 1) * 127.5).round().int().tolist() == seen[2]
+
+
+def test_held_out_images_are_in_no_batch(sprites):
+    got = Pool(sprites[:10], 4, 0, flip=False, validation=3)
+    assert torch.equal(got.held_out, sprites[7:10]) and torch.equal(got.images, sprites[:7])
+    with pytest.raises(UserError, match=r"train\.validation = 10 should be below the 10 training images"):
+        Pool(sprites[:10], 4, 0, flip=False, validation=10)
 
 
 def test_flips_mirror_about_half(sprites):

@@ -30,7 +30,8 @@ TINY = [
     "likelihood.images=4", "likelihood.importance=2", "likelihood.terms=3", "likelihood.ode_steps=2",
     "sweep.n=16", "sweep.samplers=[ddim]", "sweep.steps=[2]",
     *(f"{f}.train.{k}={v}" for f in (*FAMILIES, "vqvae") for k, v in
-      {"images": 800 if f == "ebm" else 64, "batch": 16, "rows": 100, "save_seconds": 0, "preview_rows": 0}.items()),
+      {"images": 800 if f == "ebm" else 64, "batch": 16, "rows": 100, "save_seconds": 0, "preview_rows": 0,
+       "validation": 16 if f == "vqprior" else 0}.items()),
 ]  # fmt: skip
 CHAIN = "train_{0} sample@{0} fid@{0} report"
 DENOISER = f"{CHAIN} sweep@{{0}}"

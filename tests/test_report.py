@@ -58,7 +58,7 @@ def test_page_is_self_contained(built):
 def test_page_tells_all_that_a_number_needs(built):
     html = (built[0] / "report/index.html").read_text()
     protocol = ("train, 10,000 images", "E &lt;1280-d&gt;", "100 of 1000", "&#34;width&#34;: 32", "cpu")
-    published = ("not comparable with published Inception FIDs", "Paper, Inception-FID, 50k", "25.32", "40.6", "4.77")
+    published = ("not comparable with published Inception FIDs", "Paper, Inception-FID, 50k", "25.32", "40.6", "4.64")
     published += ("10.87", "arXiv:2006.09011", "1.97", "arXiv:2206.00364")
     for needed in protocol + published:
         assert needed in html, needed
@@ -110,7 +110,7 @@ def test_page_shows_codes_and_neighbours(built):
     assert floor["recon_fd_effnet"] == ("62", 62.0) and floor["SSIM"] == (report.BLANK, float("inf"))
     assert vae["active units"] == ("7 of 10", 7) and vae["codes used"][0] == report.BLANK
     cells = ("5.123 ± 0.010", "5.18", "0.25", "123", "22.2", "0.57", "7 of 10", report.BLANK)
-    assert [cell for cell, _ in vae.values()] == ["vae", *cells, report.BLANK]
+    assert [cell for cell, _ in vae.values()] == ["vae", *cells, *3 * [report.BLANK]]
     for cell in cells:
         assert f">{cell}</td>" in html and f" {cell} " in markdown, cell
 
@@ -185,7 +185,9 @@ def test_the_figure_of_a_sweep_stands_what_a_run_may_bring(tmp_path):
 
 def test_leaderboard_is_sorted_below_the_floor_and_blank_where_there_is_no_likelihood(built):
     board = built[1]
-    assert list(board.index) == ["floor", "ncsn", "ebm", "vae-mixture", "vae"]
+    assert list(board.index) == ["floor", "gaussian", "pixel_gaussian", "ncsn", "ebm", "vae-mixture", "vae"]
+    assert list(board["model"])[:3] == ["test images (floor)", "full-covariance Gaussian", "per-pixel Gaussian"]
+    assert board.at["gaussian", "bits/dim"] == "4.7712 ± 0.0071" and board.at["gaussian", "fd_effnet"] == report.BLANK
     assert board.at["vae", "bits/dim"] == "5.432 ± 0.010"
     assert board.at["ncsn", "bits/dim"] == board.at["floor", "bits/dim"] == report.BLANK
     assert board.at["vae", "parameters"] == "68.2k" and board.at["vae", "training"] == "1 min 01 s"
@@ -193,9 +195,21 @@ def test_leaderboard_is_sorted_below_the_floor_and_blank_where_there_is_no_likel
     assert "| ncsn" in markdown and "not comparable" in markdown and "| 25.32 " in markdown
 
 
+def test_the_fixed_rows_stand_in_a_body_of_their_own(built):
+    bodies = re.findall(r"<tbody.*?</tbody>", (built[0] / "report/index.html").read_text(), re.DOTALL)
+    assert bodies[0].count("<tr>") == 1 + len(report.LINES) and bodies[1].count("<tr>") == len(ROWS)
+
+
+def test_runs_without_gaussians_are_still_listed():
+    metrics = fake_metrics()
+    for key in ("bpd", "bpd_stderr"):
+        metrics[key] = {f: value for f, value in metrics[key].items() if f not in report.LINES}
+    assert list(report.leaderboard(MODELS, metrics).index) == ["floor", "ncsn", "ebm", "vae-mixture", "vae"]
+
+
 def test_the_brief_table_fits_a_terminal():
     lines = report.brief(MODELS, fake_metrics()).splitlines()
-    assert len(lines) == 2 + 1 + len(ROWS) and len(lines[0]) <= 120
+    assert len(lines) == 2 + 1 + len(report.LINES) + len(ROWS) and len(lines[0]) <= 120
 
 
 def test_figures_are_not_empty(built):
@@ -232,7 +246,7 @@ def test_rows_are_those_of_the_families_compared():
 
 def test_summary_holds_a_dozen_numbers():
     summary = report.summary(MODELS, fake_metrics())
-    assert list(summary) == ["fd_effnet", "kid_effnet", "bpd", "train_seconds"]
+    assert list(summary) == ["fd_effnet", "kid_effnet", "bpd", "recon_psnr", "train_seconds"]
     assert list(summary["fd_effnet"]) == ["floor", *ROWS]
     assert summary["bpd"] == {"vae": 5.4321} and list(summary["train_seconds"]) == list(MODELS)
     json.dumps(summary)

@@ -68,7 +68,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sprites):
     with torch.no_grad():
         model.mixture.means += 1  # as if fitted
     family.save_model(Path("models/vae"), "vae", cfg, model, {})
-    files.write_npy(Path("data/test.npy"), sprites[:N].numpy())
+    for split in ("train", "test"):
+        files.write_npy(Path(f"data/{split}.npy"), sprites[:N].numpy())
+    np.savez("data/labels.npz")
     files.write_npy(Path("features/train.npy"), np.random.default_rng(0).random((N, 1280), np.float32))
 
     def parameters(*words: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,14 +12,16 @@ from ruamel.yaml import YAML
 from torch import nn
 from torch.distributions import MultivariateNormal
 
-from pofx.core import config, logistic
+import pofx.nn.torchvision_compat  # noqa: F401  (before torchvision)
+from pofx.core import config, files, logistic
 from pofx.core.errors import UserError
 from pofx.core.images import to_model
 from pofx.core.rng import Noise
 from pofx.eval import likelihood, reconstruction
 from pofx.families.vae import Config, Features
 from pofx.families.vae import Sample as Draw
-from pofx.nn.lite0 import Perceptual
+from pofx.nn import perceptual as networks
+from pofx.nn.perceptual import Perceptual
 from tools import compose
 
 SMALL = {"channels": (8, 8, 8), "latent": 8}
@@ -27,6 +30,10 @@ SMALL = {"channels": (8, 8, 8), "latent": 8}
 def vae(**change):
     module, cfg = small("vae")
     return build(module, replace(cfg, **change))
+
+
+def features(**change) -> dict:
+    return defaults()["vae"]["perceptual"] | {"alpha": 1.0} | change
 
 
 def gradients(model, x) -> torch.Tensor:
@@ -67,8 +74,10 @@ def test_half_a_batch_of_codes_is_no_matter_of_its_size(sprites):
         ({"free_bits": 0.1, "capacity": 1.0}, "choose one"),
         ({"free_bits": 0.1, "importance": 2}, "choose one"),
         ({"importance": 0}, "importance = 0 should be at least 1"),
-        ({"perceptual": {"alpha": 1.0, "layers": [16], "side": 64}}, "layers"),
-        ({"perceptual": {"alpha": 1.0, "layers": [], "side": 64}}, "layers"),
+        ({"perceptual": features(layers=[16])}, "layers of efficientnet_lite0, 0 to 15"),
+        ({"perceptual": features(layers=[])}, "layers"),
+        ({"perceptual": features(backbone="vgg19", layers=[37])}, "layers of vgg19, 0 to 36"),
+        ({"perceptual": features(backbone="vgg16")}, "vgg16"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(change, message):
@@ -338,7 +347,7 @@ def test_no_mixture_is_drawn_that_was_not_asked_for():
 
 @pytest.fixture(scope="module")
 def perceptual() -> Perceptual:
-    return Perceptual((4, 0), 64)
+    return Perceptual(networks.efficientnet_lite0(), (4, 0), 64)
 
 
 def test_features_of_the_same_image_are_no_loss(perceptual, sprites):
@@ -356,7 +365,7 @@ def test_features_are_the_networks_own(perceptual, sprites):
     shallow, deep = perceptual.features(to_model(sprites[:2]))
     assert shallow.shape == (2, 16, 32, 32) and deep.shape == (2, 40, 8, 8)
     inputs = []
-    handle = perceptual.net._conv_stem.register_forward_pre_hook(lambda _, got: inputs.append(got[0]))
+    handle = perceptual.net[0][0].register_forward_pre_hook(lambda _, got: inputs.append(got[0]))
     perceptual.features(to_model(sprites[:2]))
     handle.remove()
     bytes_ = nn.functional.interpolate((sprites[:2].float() - 127) / 128, (64, 64), mode="bilinear")
@@ -364,8 +373,10 @@ def test_features_are_the_networks_own(perceptual, sprites):
 
 
 def test_the_backbone_is_frozen_and_not_the_models(sprites):
-    features = Features(alpha=1.0, layers=(0,), side=32)
-    plain, model = vae(**SMALL), vae(perceptual=features, **SMALL)
+    told = config.build(Features, features(layers=[0], side=32), "perceptual")
+    plain, model = vae(**SMALL), vae(perceptual=told, **SMALL)
+    assert model.perceptual is None, "what samples and scores does without"
+    model.fetch(Path("unused"), Path("unused"))
     assert model.state_dict().keys() == plain.state_dict().keys()
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in plain.parameters())
     x = to_model(sprites[:4])
@@ -380,9 +391,67 @@ def test_the_backbone_is_frozen_and_not_the_models(sprites):
     alone = plain.train()(x)
     assert torch.allclose(terms["loss"], alone["loss"] + terms["features"], rtol=1e-5)
     torch.manual_seed(0)
-    bits = model.eval()(x)["bpd"]
+    scored = model.eval()(x)
     torch.manual_seed(0)
-    assert torch.equal(bits, plain.eval()(x)["bpd"])
+    assert all(torch.equal(scored[key], value) for key, value in plain.eval()(x).items())
+
+
+@pytest.fixture(scope="module")
+def vgg19(tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A file as torchvision's, with random weights (and of the classifier only a stub)."""
+    from torchvision.models import vgg
+
+    torch.manual_seed(0)
+    net = vgg.make_layers(vgg.cfgs["E"])
+    state = {f"features.{key}": value for key, value in net.state_dict().items()} | {"classifier.0.bias": torch.ones(1)}
+    path = tmp_path_factory.mktemp("vgg") / "vgg19.pth"
+    torch.save(state, path)
+    return path, state
+
+
+def test_vgg19_is_torchvisions_with_its_inputs_normalised(vgg19, sprites):
+    path, state = vgg19
+    net = Perceptual(networks.vgg19(path), (11, 1, 0, 6), 48)
+    x = sprites[:2].float() / 255
+    mean, std = (torch.tensor(v)[:, None, None] for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    big = nn.functional.interpolate((x - mean) / std, (48, 48), mode="bilinear")
+    conv = nn.functional.conv2d(big, state["features.0.weight"], state["features.0.bias"], padding=1)
+    got = net.features(to_model(sprites[:2]))
+    assert [f.shape[1:] for f in got] == [(64, 48, 48), (64, 48, 48), (128, 24, 24), (256, 12, 12)]
+    assert torch.allclose(got[0], conv, atol=1e-5) and conv.min() < 0, "not overwritten by the ReLU after it"
+    assert torch.allclose(got[1], conv.relu(), atol=1e-5)
+
+
+def test_vgg19_is_fetched_for_training_alone_and_checked(vgg19, sprites, tmp_path):
+    path, _ = vgg19
+    told = {"backbone": "vgg19", "layers": [1, 6], "side": 32, "weights": path.as_uri(), "sha256": files.digest(path)}
+
+    def model(**change):
+        return vae(perceptual=config.build(Features, features(**told | change), "perceptual"), **SMALL)
+
+    good, cache = model(sha256=told["sha256"][:8].upper()), tmp_path / "cache"
+    good.fetch(cache, tmp_path)
+    assert [p.name for p in cache.iterdir()] == ["vgg19.pth"]
+    x = to_model(sprites[:2])
+    terms = good.train()(x)
+    terms["loss"].mean().backward()
+    assert (terms["features"] > 0).all() and "features" not in good.eval()(x)
+    assert good.state_dict().keys() == vae(**SMALL).state_dict().keys()
+    (tmp_path / "text.pth").write_text("no weights")
+    text = {"weights": "text.pth", "sha256": files.digest(tmp_path / "text.pth")}
+    torch.save({"features.0.weight": torch.ones(1)}, tmp_path / "other.pth")
+    other = {"weights": "other.pth", "sha256": files.digest(tmp_path / "other.pth")}
+    for change, says in (
+        ({"sha256": "0" * 64}, r"has sha256 .* not 0{64} \(vae\.perceptual\.sha256\)"),
+        ({"sha256": "dcbb"}, r"vae\.perceptual\.sha256 = 'dcbb' should be 8 to 64 hex digits"),
+        ({"weights": None}, r"vae\.perceptual\.weights is null.*vgg19-dcbb9e9d"),
+        ({"weights": "missing.pth"}, "there is no such file"),
+        (text, "does not hold torchvision's weights"),
+        (other, "does not hold torchvision's weights"),
+    ):
+        with pytest.raises(UserError, match=says) as error:
+            model(**change).fetch(cache, tmp_path)
+        assert "\n" not in str(error.value)
 
 
 # --- presets
@@ -396,8 +465,7 @@ def preset(word: str, scale: str) -> dict:
 @pytest.mark.parametrize(
     ("word", "parameters"), [("conv", 2_960_900), ("beta", 6_369_540), ("resnet", 11_276_420), ("dfc", 11_276_420)]
 )
-def test_presets_have_their_sizes(word, parameters, monkeypatch):
-    monkeypatch.setattr("pofx.families.vae.Perceptual", lambda *_: None)
+def test_presets_have_their_sizes(word, parameters):
     module, _ = small("vae")
     sizes = []
     for scale in ("paper", "gpu", "laptop"):

@@ -88,7 +88,8 @@ def _chapter(folder: Path) -> str:
     counts = [f"{data['images'][split]:,} {words} images" for split, words in (("train", "training"), ("test", "test"))]
     fd, kid, _ = report.distance_keys(got)
     board = report.leaderboard(names, got)
-    order, path = list(board.index[1:]), f"../results/{folder.name}"
+    owners, path = report.rows(names, got), f"../results/{folder.name}"
+    order = [row for row in board.index if row in owners]
     board = board[
         ["model", fd, kid, "bits/dim", "training", "training img/s", "s per 1,000 samples", "NFE", "trained on"]
     ]
@@ -100,7 +101,6 @@ def _chapter(folder: Path) -> str:
         f"{card['date']}, {', '.join(card['device'])}; {card['system']}, torch {card['torch']}; revision {revision}; "
         f"training and drawing took {report.clock(card['seconds'])}.",
     ]
-    owners = report.rows(names, got)
     grids = [f"**{row}**\n\n![images drawn by {row}]({path}/plots/samples/{owners[row]}/{row}.png)" for row in order]
     figures = [
         f"![{name} of the families]({path}/plots/comparison/{name}.png)" for name in ("overview", "distance", "cost")

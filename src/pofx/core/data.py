@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from pofx.core.errors import UserError
 from pofx.core.images import to_model
 from pofx.core.rng import fold
 
@@ -18,10 +19,17 @@ class Pool:
         images: the whole set.
         batch: images a step.
         flip: mirror each image left-right with probability one half.
+        validation: the last images, which are in no batch but in `held_out`.
+
+    Raises:
+        UserError: no image is left.
     """
 
-    def __init__(self, images: UInt8[Tensor, "n 3 32 32"], batch: int, seed: int, flip: bool):
-        self.images, self.batch, self.seed, self.flip = images, batch, seed, flip
+    def __init__(self, images: UInt8[Tensor, "n 3 32 32"], batch: int, seed: int, flip: bool, validation: int = 0):
+        if validation >= len(images):
+            raise UserError(f"train.validation = {validation} should be below the {len(images)} training images")
+        self.images, self.held_out = images[: len(images) - validation], images[len(images) - validation :]
+        self.batch, self.seed, self.flip = batch, seed, flip
         self._orders: dict[int, Tensor] = {}
 
     def __call__(self, step: int) -> Float[Tensor, "b 3 32 32"]:

@@ -38,8 +38,8 @@ class Family(nn.Module, abc.ABC):
     """A generative model of images in [-1, 1].
 
     State that must survive a restart is a parameter or a persistent buffer; what the config determines is a
-    non-persistent buffer. A family touches no files of a run, devices or autocast (a perceptual loss reads its
-    network from the installation), and changes its buffers only in train mode and in `finish`.
+    non-persistent buffer. A family touches no files (but in `fetch`), devices or autocast, and changes its buffers only
+    in train mode and in `finish`.
     """
 
     cfg: Any  # the Config it was built from
@@ -67,6 +67,14 @@ class Family(nn.Module, abc.ABC):
         """What was kept: networks of no parameters of their own, whose calls count as evaluations too."""
         return []
 
+    def fetch(self, cache: Path, base: Path) -> None:
+        """Bring what training alone needs and the model's own file will not hold, such as a frozen network of the loss.
+
+        Called once before training; what samples or scores does without. `cache` keeps what comes from a URL, `base` is
+        the folder at which relative paths start.
+        """
+        return None
+
     def prepare(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, float]:
         """Look at the training images once, before training: returns what is worth a metric, warns on stderr."""
         return {}
@@ -79,6 +87,10 @@ class Family(nn.Module, abc.ABC):
         """Look at test images after training, under no_grad in eval mode: returns what is worth a metric (numbers and
         lists of numbers), warns on stderr."""
         return {}
+
+    def validate(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+        """The loss of images held out of training, in eval mode under no_grad, without what else `forward` computes."""
+        return self(x)["loss"]
 
     def encode(self, x: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b latent"], Float[Tensor, "b latent"]] | None:
         """Mean and log variance of the Gaussian code of every image; None: the family has no such code."""

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from pofx.core.best import Best
 from pofx.core.data import Pool
 from pofx.core.ema import Ema
 from pofx.core.errors import UserError
 from pofx.core.family import Family
+from pofx.core.images import to_model
 from pofx.core.progress import Bar
 from pofx.core.rng import fold
 from pofx.core.state import Slot
@@ -40,6 +44,8 @@ class Train:
     rows: int  # of the curve, the number of host syncs of the run
     save_seconds: float  # between saves of the resumable state
     preview_rows: int  # a sample grid every so many rows of the curve; 0: none
+    validation: int  # last training images, kept out of training to see how well others are known; 0: none
+    patience: int  # rows of the curve without a smaller loss on them, after which training ends; 0: the whole budget
 
     def __post_init__(self) -> None:
         for key in ("batch", "accumulate", "lr", "clip", "rows"):
@@ -49,6 +55,11 @@ class Train:
             raise ValueError(f"accumulate = {self.accumulate} should divide the batch ({self.batch})")
         if self.images < self.batch:
             raise ValueError(f"images = {self.images} should be at least one batch ({self.batch})")
+        for key in ("validation", "patience"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key} = {getattr(self, key)} should not be below 0")
+        if self.patience and not self.validation:
+            raise ValueError(f"patience = {self.patience} needs validation images")
         if not all(0 <= b < 1 for b in self.betas):
             raise ValueError(f"betas = {list(self.betas)} should lie in [0, 1)")
 
@@ -76,17 +87,19 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     preview: Callable[[int], None] = lambda seen: None,
 ) -> tuple[list[dict[str, int | float]], float]:
-    """Train `model` in place and leave it with its averaged weights.
+    """Train `model` in place and leave it with its averaged weights: the last ones or, where the pool holds images out,
+    those of the row of the curve that knew these best.
 
     Args:
-        pool: batches as a function of the step, on the model's device.
+        pool: batches as a function of the step, on the model's device, and the images held out.
         seed: of everything random in training.
         slot: where the state is saved, and resumed from if it holds one.
         stop: asked after every step; true saves and raises Stopped.
         preview: called outside the step, with the averaged weights in the model and the images seen.
 
     Returns:
-        The curve (one dict a row: images, loss, the family's terms, grad_norm, lr) and the seconds of training.
+        The curve (one dict a row: images, loss, the family's terms, grad_norm, lr, and val_loss of images held out) and
+        the seconds of training.
 
     Raises:
         Stopped: `stop` asked for it; the state is saved.
@@ -97,7 +110,7 @@ def train(
         model.to(memory_format=torch.channels_last)
     params = [p for p in model.parameters() if p.requires_grad]
     opt = torch.optim.Adam(params, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True)
-    ema = Ema(model, cfg.ema_half_life)
+    ema, best = Ema(model, cfg.ema_half_life), Best(cfg.patience)
     if cfg.compile:
         model.net.compile(dynamic=False)
 
@@ -108,18 +121,20 @@ def train(
         model.load_state_dict(state["model"])
         opt.load_state_dict(state["opt"])
         ema.load_state_dict(state["ema"])
+        best.load_state_dict(state["best"])
         start, curve, seconds, sums = (state[k] for k in ("step", "curve", "seconds", "sums"))
     where = f"from {start * cfg.batch:,} of {steps * cfg.batch:,} images" if start else "from the beginning"
     print(f"train {where} (state in {slot.folder})", file=sys.stderr)
 
     def save(step: int) -> None:
-        slot.save({"model": model.state_dict(), "opt": opt.state_dict(), "ema": ema.state_dict(), "step": step,
-                   "curve": curve, "sums": sums, "seconds": seconds + time.monotonic() - began})  # fmt: skip
+        slot.save({"model": model.state_dict(), "opt": opt.state_dict(), "ema": ema.state_dict(),
+                   "best": best.state_dict(), "step": step, "curve": curve, "sums": sums,
+                   "seconds": seconds + time.monotonic() - began})  # fmt: skip
 
     model.train()
     began = saved = time.monotonic()
     with Bar(total=steps * cfg.batch, initial=start * cfg.batch, unit="img", unit_scale=True, desc="train") as bar:
-        for step in range(start, steps):
+        for step in range(start, start if best.over else steps):
             torch.manual_seed(fold(seed, step))
             seen = step * cfg.batch
             for group in opt.param_groups:
@@ -148,8 +163,13 @@ def train(
                 continue
             row = _row(sums, 1 + step % every, seen, lr_at(cfg, seen - cfg.batch), model.alarm, slot)
             if full:
+                if len(pool.held_out):
+                    with ema.swapped():
+                        row["val_loss"] = _validate(model, pool.held_out, cfg, seed)
+                        best.update(row["val_loss"], model)
                 curve.append(row)
                 sums = {}
+                last, due = last or best.over, due or best.over
                 bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
             if due:
                 save(step + 1)
@@ -161,13 +181,29 @@ def train(
                     model.eval()
                     preview(seen)
                     model.train()
+            if last:
+                break
     seconds += time.monotonic() - began
-    ema.swap()
+    if best.weights is None:
+        ema.swap()
+    else:
+        model.load_state_dict(best.weights)
     model.eval()
     return curve, seconds
 
 
-def _add(sums: dict[str, Any], key: str, value: torch.Tensor) -> None:
+@torch.no_grad()
+def _validate(model: Family, images: UInt8[Tensor, "n 3 h w"], cfg: Train, seed: int) -> float:
+    """Mean loss of the images, under the same noise every time; leaves the model in train mode."""
+    model.eval()
+    torch.manual_seed(fold(seed, "validation"))  # a step seeds by itself: nothing else is disturbed
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+        parts = [model.validate(to_model(part)).double() for part in images.split(cfg.batch)]
+    model.train()
+    return torch.cat(parts).mean().item()
+
+
+def _add(sums: dict[str, Any], key: str, value: Tensor) -> None:
     sums[key] = sums[key] + value if key in sums else value
 
 

@@ -5,11 +5,8 @@
 - `inception`: pytorch-fid's InceptionV3 of 2015. Its distance is `fid` only with the weights everybody calls FID by.
 """
 
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
 from unittest import mock
@@ -20,9 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from pofx.core import files
-from pofx.core.errors import UserError
 from pofx.core.progress import Bar
+from pofx.core.weights import Weights, find
 from pofx.nn import lite0
 
 LITE0_SIDE = 96  # pixels; 0.74 5-nearest-neighbour accuracy on CIFAR-10 at a sixth of the cost of the native 224
@@ -131,7 +127,7 @@ class Inception(nn.Module):
     """uint8 (b,3,h,w) -> pooled features (b,2048) of pytorch-fid's network, BatchNorms moved into the convolutions."""
 
     def __init__(self, weights: dict[str, Tensor]):
-        import pofx.eval.torchvision_compat  # noqa: F401, I001  (before pytorch_fid, which imports torchvision)
+        import pofx.nn.torchvision_compat  # noqa: F401, I001  (before pytorch_fid, which imports torchvision)
         from pytorch_fid import inception
         from torchvision.models.inception import BasicConv2d
 
@@ -149,46 +145,6 @@ class Inception(nn.Module):
 
 def _inception_weights(cfg: Fid, cache: Path, base: Path) -> Path:
     """Path of the verified weights; fetched into `cache` if `cfg` gives a URL."""
-    want = cfg.inception_sha256.lower()
-    if len(want) < 8 or set(want) - set("0123456789abcdef"):
-        raise UserError(
-            f"fid.inception_sha256 = {cfg.inception_sha256!r} should be 8 to 64 hex digits, such as {FID_SHA256}"
-        )
-    if cfg.inception_weights is None:
-        raise UserError("fid.inception_weights is null: give the path or URL of pt_inception-2015-12-05-6726825d.pth")
-    source = cfg.inception_weights
-    if "://" not in source:
-        path = base / source
-        if not path.is_file():
-            raise UserError(f"fid.inception_weights = {source}: there is no such file; correct the path or give a URL")
-    else:
-        path = cache / source.rsplit("/", 1)[-1]
-        if not path.is_file():
-            _fetch(source, path, want)
-    _verify(path, want, str(path))
-    return path
-
-
-def _verify(path: Path, want: str, name: str) -> None:
-    got = files.digest(path)
-    if not got.startswith(want):
-        raise UserError(f"{name} has sha256 {got[:16]}..., not {want} (fid.inception_sha256): replace one of the two")
-
-
-def _fetch(url: str, path: Path, want: str) -> None:
-    """`url` to `path`; the name is given only to a whole file with the right digest."""
-    try:
-        with urllib.request.urlopen(url, timeout=30) as reply, files.atomic(path) as file:
-            size = int(reply.headers.get("Content-Length") or 0) or None
-            with Bar(total=size, desc=path.name, unit="B", unit_scale=True) as bar:
-                while chunk := reply.read(1 << 20):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-            if size and file.tell() != size:
-                raise ConnectionError(f"the connection ended after {file.tell()} of {size} bytes")
-            file.flush()
-            _verify(Path(file.name), want, url)
-    except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException, ValueError) as error:
-        raise UserError(
-            f"cannot fetch {url} ({error}): check the network, or give a local path in fid.inception_weights"
-        ) from None
+    keys = ("fid.inception_weights", "fid.inception_sha256")
+    want = Weights(cfg.inception_weights, cfg.inception_sha256, keys, f"pt_inception-2015-12-05-{FID_SHA256}.pth")
+    return find(want, cache, base)

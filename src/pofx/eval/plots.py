@@ -215,6 +215,19 @@ def codebook(counts: dict[str, list[int]], perplexity: dict[str, float], tints: 
     _save(figure, path)
 
 
+def tradeoff(betas: pd.Series, psnr: pd.Series, mig: pd.Series, path: Path) -> None:
+    """Reconstruction against disentanglement of one VAE, a point labelled by each beta, joined in their order."""
+    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+    ax = _dress(figure.add_subplot(), r"the VAE, a point for each $\beta$; better is up and to the right")
+    ax.plot(psnr, mig, color=colour(0), marker="o", markersize=5, linewidth=1.2)
+    for beta, *at in zip(betas, psnr, mig, strict=True):
+        ax.annotate(f"{beta:g}", at, (5, 5), textcoords="offset points", color=INK, fontsize=9)
+    ax.set_xlabel("reconstruction, PSNR in dB", color=INK, fontsize=8)
+    ax.set_ylabel("disentanglement, mutual information gap", color=INK, fontsize=8)
+    ax.margins(0.12)
+    _save(figure, path)
+
+
 def overview(grids: dict[str, Path], path: Path) -> None:
     """The top of every grid, one below the other under its name: what the data are, and what was made of them."""
     figure = Figure(figsize=(8.2, 1.35 * len(grids)), layout="constrained")

@@ -19,10 +19,11 @@ from pofx.core.errors import UserError
 from pofx.core.files import atomic, read_json
 from pofx.eval import plots
 
-Metrics = dict[str, dict[str, Any]]  # metric -> row (or "floor") -> value
+Metrics = dict[str, dict[str, Any]]  # metric -> row (or "floor", or one of LINES) -> value
 BLANK = "\N{EN DASH}"
-SUMMARY = ("bpd", "train_seconds")  # besides the distances
+SUMMARY = ("bpd", "mig", "recon_psnr", "train_seconds")  # besides the distances
 TRAINING = ("parameters", "images_seen", "train_seconds", "train_images_per_second", "device")  # every row's cost
+LINES = {"gaussian": "full-covariance Gaussian", "pixel_gaussian": "per-pixel Gaussian"}  # bits/dim alone
 FEWEST_OVERLAP = 0.3  # of neighbouring noise levels: below it Langevin dynamics may lose its way between them
 PAPERS = pd.DataFrame(
     [
@@ -33,7 +34,7 @@ PAPERS = pd.DataFrame(
         ("EDM", "1.97", "", "Karras et al. 2022, arXiv:2206.00364"),
         ("VQ-VAE", "", "4.67", "van den Oord et al. 2017, arXiv:1711.00937"),
         ("NVAE", "", "2.91", "Vahdat and Kautz 2020, arXiv:2007.03898"),
-        ("full-covariance Gaussian", "", "4.77", "no paper: fitted to training images, measured on test"),
+        ("full-covariance Gaussian", "", "4.64", "no paper: fitted to all training images, measured on all of test"),
     ],
     columns=["model", "Inception-FID", "bits/dim", "source"],
 )
@@ -140,9 +141,9 @@ def rows(models: tuple[str, ...], metrics: Metrics) -> dict[str, str]:
     return {row: f for f in models for row, owner in families.items() if owner == f}
 
 
-def table(models: tuple[str, ...], metrics: Metrics) -> pd.DataFrame:
-    """One line for the floor and each row, one column for each metric; NaN where there is none (honest blanks). What
-    the training of a family cost stands in each of its rows.
+def table(models: tuple[str, ...], metrics: Metrics, lines: Iterable[str] = ()) -> pd.DataFrame:
+    """One line for the floor, each of `lines` and each row, one column for each metric; NaN where there is none (honest
+    blanks). What the training of a family cost stands in each of its rows.
 
     Raises:
         UserError: there is no family to compare.
@@ -153,18 +154,19 @@ def table(models: tuple[str, ...], metrics: Metrics) -> pd.DataFrame:
     owners = rows(models, metrics)
     for key in plain.keys() & set(TRAINING):
         plain[key] = {row: plain[key][f] for row, f in owners.items() if f in plain[key]}
-    return pd.DataFrame(plain, index=["floor", *owners])
+    return pd.DataFrame(plain, index=["floor", *lines, *owners])
 
 
 def leaderboard(models: tuple[str, ...], metrics: Metrics) -> pd.DataFrame:
-    """The table as text, floor first, then the rows by their Frechet distance."""
+    """The table as text: floor and Gaussians first, then the rows by their Frechet distance."""
     fd, kid, spread = distance_keys(metrics)
-    found = table(models, metrics)
-    found = pd.concat([found.loc[["floor"]], found.drop(index="floor").sort_values(fd)])
+    lines = [name for name in LINES if name in metrics.get("bpd", {})]
+    found, fixed = table(models, metrics, lines), ["floor", *lines]
+    found = pd.concat([found.loc[fixed], found.drop(index=fixed).sort_values(fd)])
     found = found.reindex(columns=[*found.columns, *({"bpd", "bpd_stderr"} - set(found.columns))])
     return pd.DataFrame(
         {
-            "model": ["test images (floor)", *found.index[1:]],
+            "model": found.index.map(lambda name: ({"floor": "test images (floor)"} | LINES).get(name, name)),
             fd: found[fd].map(text),
             kid: [between(*pair) for pair in zip(found[kid], found[spread], strict=True)],
             "bits/dim": [between(*pair) for pair in zip(found["bpd"], found["bpd_stderr"], strict=True)],
@@ -179,7 +181,8 @@ def brief(models: tuple[str, ...], metrics: Metrics) -> str:
     """The columns of the leaderboard that fit a terminal."""
     fd, kid, _ = distance_keys(metrics)
     columns = ["model", fd, kid, "bits/dim", "training", "training img/s", "s per 1,000 samples"]
-    return leaderboard(models, metrics)[columns].to_markdown(index=False, tablefmt="simple")
+    board = leaderboard(models, metrics)[columns].rename(columns={"s per 1,000 samples": "s per 1,000"})
+    return board.to_markdown(index=False, tablefmt="simple")
 
 
 def summary(models: tuple[str, ...], metrics: Metrics) -> Metrics:
@@ -213,7 +216,7 @@ def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
         plots.codebook(counts, got.metrics["perplexity"], tints, figures["codebook"])
 
     board = leaderboard(got.models, got.metrics)
-    order = list(board.index[1:])
+    order = [row for row in board.index if row in owners]
     families = [row for row in order if row in got.models]
     context = {
         "models": families,
@@ -221,7 +224,8 @@ def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
         "data": got.data,
         "keys": keys,
         "board": board,
-        "sort_values": _sort_values(found.loc[board.index], keys),
+        "fixed": len(board) - len(order),
+        "sort_values": _sort_values(found.loc[order], keys),
         "floor": got.metrics["protocol"]["floor"],
         "notice": notice(got.metrics),
         "samples": {f: _uri(got.samples[f]) for f in ("data", *order)},
@@ -312,14 +316,16 @@ def codes(models: Sequence[str], metrics: Metrics) -> list[dict[str, tuple[str, 
             "active units": plain("active_units", _setting(metrics, f, "latent")),
             "perplexity": plain("perplexity", _setting(metrics, f, "codes")),
             "codes used": (f"{used:.1%}" if used == used else BLANK, used),
+            "MIG": plain("mig"),
+            "DCI disentanglement": plain("dci_disentanglement"),
         }
 
-    rows = {f: cells(f) for f in models}
-    rows = {f: row for f, row in rows.items() if any(value == value for _, value in row.values())}
-    if any(row[again][1] == row[again][1] for row in rows.values()):
+    coded = {f: cells(f) for f in models}
+    coded = {f: row for f, row in coded.items() if any(value == value for _, value in row.values())}
+    if any(row[again][1] == row[again][1] for row in coded.values()):
         floor = metrics[fd]["floor"]
-        rows = {"test images (floor)": cells("floor") | {again: (text(floor), floor)}} | rows
-    return [_blanks_last({"model": (f, f), **row}) for f, row in rows.items()]
+        coded = {"test images (floor)": cells("floor") | {again: (text(floor), floor)}} | coded
+    return [_blanks_last({"model": (f, f), **row}) for f, row in coded.items()]
 
 
 def shown(rows: list[dict[str, tuple[str, Any]]]) -> pd.DataFrame:
@@ -403,7 +409,7 @@ def protocol(metrics: Metrics, model: str) -> str:
 
 def _markdown(got: Material, board: pd.DataFrame) -> str:
     swept = ("## Distance against NFE", sweep_notice(got.sweeps), shown(points(got.sweeps)).to_markdown(index=False))
-    coded = codes(list(board.index[1:]), got.metrics)
+    coded = codes(list(rows(got.models, got.metrics)), got.metrics)
     parts = (
         f"# {', '.join(got.models)} on {got.data['name']}",
         board.to_markdown(index=False),

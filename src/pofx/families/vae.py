@@ -5,13 +5,14 @@
 Both terms are sums, over pixels and over latent units, so that `beta` (beta-VAE, Higgins et al. 2017) means what the
 papers mean by it. p(x|z) is a Gaussian of constant width, of one learned width for all pixels (`sigma_vae`: Rybkin et
 al. 2021, arXiv 2006.13202), which balances the two terms by itself, or a mixture of discretised logistics
-(`pofx.core.logistic`). With `perceptual` a distance in features of a frozen network is added (DFC-VAE, Hou et al. 2017,
-arXiv 1610.00291): the loss is then no bound, the bits per dimension stay those of the model of pixels.
+(`pofx.core.logistic`). With `perceptual` a distance in features of a frozen network is added in training (DFC-VAE, Hou
+et al. 2017, arXiv 1610.00291): the loss is then no bound; in evaluation it is that of the model of pixels.
 """
 
 import math
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,8 +26,9 @@ from pofx.core.images import to_model
 from pofx.core.loop import Train
 from pofx.core.mixture import Mixture
 from pofx.core.rng import Noise
+from pofx.core.weights import Weights, find
+from pofx.nn import perceptual
 from pofx.nn.autoencoder import Decoder, Encoder, ResnetDecoder, ResnetEncoder
-from pofx.nn.lite0 import BLOCKS, Perceptual
 
 FEWEST_ACTIVE = 0.1  # of the units
 FITTED = 10_000  # images that the mixture is fitted to
@@ -38,12 +40,16 @@ class Features:
     """The perceptual term."""
 
     alpha: float  # its weight; 0: none, and no network is loaded
-    layers: tuple[int, ...]  # residual blocks of EfficientNet-Lite0, 0 to 15; a shallow one keeps colours right
+    backbone: Literal["efficientnet_lite0", "vgg19"]
+    layers: tuple[int, ...]  # see pofx.nn.perceptual; a shallow one keeps colours right
     side: int  # pixels that images are enlarged to
+    weights: str | None  # of vgg19: path or URL
+    sha256: str  # how the digest of that file begins
 
     def __post_init__(self) -> None:
-        if not self.layers or not all(0 <= layer < BLOCKS for layer in self.layers):
-            raise ValueError(f"layers = {list(self.layers)} should name blocks between 0 and {BLOCKS - 1}")
+        count = perceptual.LAYERS[self.backbone]
+        if not self.layers or not all(0 <= layer < count for layer in self.layers):
+            raise ValueError(f"layers = {list(self.layers)} should name layers of {self.backbone}, 0 to {count - 1}")
 
 
 @dataclass(frozen=True)
@@ -96,8 +102,20 @@ class Model(Family):
         else:
             self.register_buffer("width", gaussian.width(cfg.sigma), persistent=False)
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
-        self.perceptual = Perceptual(cfg.perceptual.layers, cfg.perceptual.side) if cfg.perceptual.alpha else None
+        self.perceptual: perceptual.Perceptual | None = None  # see `fetch`
         self.mixture = Mixture(cfg.components, cfg.latent) if cfg.components else None
+
+    def fetch(self, cache: Path, base: Path) -> None:
+        cfg = self.cfg.perceptual
+        if not cfg.alpha:
+            return
+        if cfg.backbone == "vgg19":
+            keys = ("vae.perceptual.weights", "vae.perceptual.sha256")
+            path = find(Weights(cfg.weights, cfg.sha256, keys, "vgg19-dcbb9e9d.pth"), cache, base)
+            backbone = perceptual.vgg19(path)
+        else:
+            backbone = perceptual.efficientnet_lite0()
+        self.perceptual = perceptual.Perceptual(backbone, cfg.layers, cfg.side)
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Terms:
         cfg = self.cfg
@@ -112,7 +130,7 @@ class Model(Family):
         terms = {"loss": loss, "log_px": nats, "kl": kl}
         if cfg.likelihood != "logistic":
             terms["sigma"] = gaussian.log_sigma(self.width).exp()
-        if self.perceptual:
+        if self.training and cfg.perceptual.alpha:
             terms["features"] = self.perceptual(x, self.mean(out[: len(x)]))
             terms["loss"] = loss + cfg.perceptual.alpha * terms["features"]
         if self.training:

