@@ -65,6 +65,8 @@ def training(name: str, images: torch.Tensor, device: torch.device) -> dict[str,
     steps = 10
     train = dataclasses.replace(cfg.train, images=steps * cfg.train.batch, rows=1, preview_rows=0, compile=False)
     model, bare = build(name).to(device), build(name).to(device)
+    for each in (model, bare):
+        each.fetch(RUNS / "weights", RUNS.parent)
     if train.channels_last:
         bare.to(memory_format=torch.channels_last)
     optimiser = torch.optim.Adam([p for p in bare.parameters() if p.requires_grad], lr=1e-5, fused=True)

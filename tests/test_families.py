@@ -116,6 +116,7 @@ def test_presets_train_and_draw_at_laptop_scale(word, sprites, tmp_path):
     cfg = config.build(module.Config, tree[name], name)
     cfg = replace(cfg, train=replace(cfg.train, images=32, batch=16, rows=2, preview_rows=0, warmup=0))
     model = build(module, cfg)
+    model.fetch(tmp_path, tmp_path)
     with slot(tmp_path) as held:
         curve, _ = train(model, pool(sprites, cfg), cfg.train, 0, held)
     assert np.isfinite([row["loss"] for row in curve]).all()
