@@ -229,12 +229,12 @@ def tradeoff(betas: pd.Series, psnr: pd.Series, mig: pd.Series, path: Path) -> N
 
 
 def overview(grids: dict[str, Path], path: Path) -> None:
-    """The top of every grid, one below the other under its name: what the data are, and what was made of them."""
-    figure = Figure(figsize=(8.2, 1.35 * len(grids)), layout="constrained")
+    """The first row of every grid, one below the other under its name: what the data are, and what was made of them."""
+    figure = Figure(figsize=(8.2, 0.85 * len(grids)), layout="constrained")
     for i, (name, grid) in enumerate(grids.items()):
         ax = figure.add_subplot(len(grids), 1, i + 1)
         picture = Image.open(grid)
-        ax.imshow(picture.crop((0, 0, picture.width, picture.height * 2 // 5)), interpolation="none")
+        ax.imshow(picture.crop((0, 0, picture.width, picture.height // 5)), interpolation="none")
         ax.set_title(name, color=INK, fontsize=9, loc="left", pad=3)
         ax.axis("off")
     _save(figure, path)
