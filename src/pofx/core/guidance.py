@@ -39,7 +39,7 @@ class Denoiser(Family):
     def guides(self) -> list[nn.Module]:
         return [self.guide] if self.guide else []
 
-    def guided(self, weight: float) -> samplers.Denoiser:
+    def guided(self, weight: float) -> samplers.Denoise:
         """The denoiser D1 + (weight - 1) (D1 - D0), D0 by the guide (the paper's equation 3).
 
         Where the two differ, the weaker one errs in the same direction and further: going on beyond D1 leads back to

@@ -24,7 +24,7 @@ from pofx.core.family import Draw
 from pofx.core.progress import Bar
 from pofx.core.rng import Noise
 
-Denoiser = Callable[[Float[Tensor, "n ..."], float], Float[Tensor, "n ..."]]
+Denoise = Callable[[Float[Tensor, "n ..."], float], Float[Tensor, "n ..."]]
 FEWEST_FIXED_LARGE = 250  # steps: with 10, 50, 100 of them the published FID is 367, 33, 10 (1000: 3.2; 2010.02502)
 
 
@@ -58,7 +58,7 @@ class Sample(Draw):
 
 
 def draw(
-    denoise: Denoiser, noise: Noise, cfg: Sample, sigma_range: tuple[float, float], ladder: schedule.Levels | None
+    denoise: Denoise, noise: Noise, cfg: Sample, sigma_range: tuple[float, float], ladder: schedule.Levels | None
 ) -> Float[Tensor, "n 3 32 32"]:
     """Images from pure noise, by the sampler of `cfg`.
 
@@ -107,7 +107,7 @@ def _pairs(sigmas: list[float]) -> Iterator[tuple[float, float]]:
 # --- variance-preserving chains
 
 
-def ancestral(denoise: Denoiser, noise: Noise, x: Tensor, sigmas: list[float], cfg: Sample) -> Tensor:
+def ancestral(denoise: Denoise, noise: Noise, x: Tensor, sigmas: list[float], cfg: Sample) -> Tensor:
     """The reverse chain of DDPM (Ho et al. 2020, arXiv 2006.11239, algorithm 2).
 
     The mean is that of q(x' | x, x0 = D). variance: "small" that of the same density, "large" beta_t, both published.
@@ -121,7 +121,7 @@ def ancestral(denoise: Denoiser, noise: Noise, x: Tensor, sigmas: list[float], c
     return x
 
 
-def ddim(denoise: Denoiser, noise: Noise, x: Tensor, sigmas: list[float], cfg: Sample) -> Tensor:
+def ddim(denoise: Denoise, noise: Noise, x: Tensor, sigmas: list[float], cfg: Sample) -> Tensor:
     """DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12): eta 0 follows an ordinary differential equation, 1 is
     `ancestral` with its small variance."""
     for now, after in _pairs(sigmas):
@@ -134,7 +134,7 @@ def ddim(denoise: Denoiser, noise: Noise, x: Tensor, sigmas: list[float], cfg: S
 # --- the probability-flow equation dx / dsigma = (x - D) / sigma, at higher order
 
 
-def dpmpp(denoise: Denoiser, noise: Noise, x: Tensor, sigmas: list[float], cfg: Sample) -> Tensor:
+def dpmpp(denoise: Denoise, noise: Noise, x: Tensor, sigmas: list[float], cfg: Sample) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): D is extrapolated linearly in log sigma."""
     before, last = None, None
     for now, after in _pairs(sigmas):
@@ -148,7 +148,7 @@ def dpmpp(denoise: Denoiser, noise: Noise, x: Tensor, sigmas: list[float], cfg: 
     return x
 
 
-def heun(denoise: Denoiser, noise: Noise, x: Tensor, sigmas: list[float], cfg: Sample) -> Tensor:
+def heun(denoise: Denoise, noise: Noise, x: Tensor, sigmas: list[float], cfg: Sample) -> Tensor:
     """EDM's sampler (Karras et al. 2022, arXiv 2206.00364, algorithm 2): Heun's method, with `churn` a stochastic one.
 
     Two evaluations a step, one in the last, where the slope at sigma = 0 does not exist.
@@ -169,7 +169,7 @@ def heun(denoise: Denoiser, noise: Noise, x: Tensor, sigmas: list[float], cfg: S
 # --- Langevin dynamics: steps x + eta (D - x) + sqrt(2 eta) sigma z, with eta the step size over sigma^2
 
 
-def langevin(denoise: Denoiser, noise: Noise, x: Tensor, sigmas: list[float], cfg: Sample) -> Tensor:
+def langevin(denoise: Denoise, noise: Noise, x: Tensor, sigmas: list[float], cfg: Sample) -> Tensor:
     """Annealed Langevin dynamics (Song & Ermon 2019, arXiv 1907.05600, algorithm 1), with a last denoising step
     (Jolicoeur-Martineau et al. 2020). step_size None: by Technique 4 for the widest gap of the ladder."""
     levels = [s for s in sigmas if s]
@@ -182,7 +182,7 @@ def langevin(denoise: Denoiser, noise: Noise, x: Tensor, sigmas: list[float], cf
     return x if sigmas[-1] else denoise(x, levels[-1])
 
 
-def consistent(denoise: Denoiser, noise: Noise, x: Tensor, sigmas: list[float], cfg: Sample) -> Tensor:
+def consistent(denoise: Denoise, noise: Noise, x: Tensor, sigmas: list[float], cfg: Sample) -> Tensor:
     """Consistent annealed sampling (Jolicoeur-Martineau et al. 2020, arXiv 2009.05475, algorithm 2).
 
     One step a level, x' = x + eta (D - x) + b s' z with b = sqrt(1 - ((1 - eta) s / s')^2), which leaves exactly the
@@ -202,7 +202,7 @@ def consistent(denoise: Denoiser, noise: Noise, x: Tensor, sigmas: list[float], 
     return x
 
 
-def predictor_corrector(denoise: Denoiser, noise: Noise, x: Tensor, sigmas: list[float], cfg: Sample) -> Tensor:
+def predictor_corrector(denoise: Denoise, noise: Noise, x: Tensor, sigmas: list[float], cfg: Sample) -> Tensor:
     """Predictor-corrector (Song et al. 2021, arXiv 2011.13456, algorithm 2): an ancestral step, then Langevin steps.
 
     The paper scales the corrector's step by measured norms, 2 (snr |z| / |score|)^2, averaged over the batch. Both are
@@ -218,7 +218,7 @@ def predictor_corrector(denoise: Denoiser, noise: Noise, x: Tensor, sigmas: list
     return x
 
 
-def _langevin_step(denoise: Denoiser, noise: Noise, x: Tensor, sigma: float, eta: float) -> Tensor:
+def _langevin_step(denoise: Denoise, noise: Noise, x: Tensor, sigma: float, eta: float) -> Tensor:
     return x.lerp(denoise(x, sigma), eta) + math.sqrt(2 * eta) * sigma * noise.normal(*x.shape[1:])
 
 

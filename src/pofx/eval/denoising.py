@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pofx.core import noise as schedule
 from pofx.core import samplers
-from pofx.core.family import Family
+from pofx.core.guidance import Denoiser
 from pofx.core.images import to_model, to_uint8
 from pofx.core.rng import Noise
 from pofx.core.samplers import Sample
@@ -36,7 +36,7 @@ class Given(Noise):
         return self.first.pop()
 
 
-def levels(model: Family, n: int) -> list[float]:
+def levels(model: Denoiser, n: int) -> list[float]:
     """`n` noise levels over the model's range at equal ratios, rising. Of a model that was trained on a ladder they are
     the nearest rungs, each once."""
     smallest, largest = model.sigma_range
@@ -48,7 +48,7 @@ def levels(model: Family, n: int) -> list[float]:
 
 
 @torch.no_grad()
-def strip(model: Family, cfg: Sample, noise: Noise, columns: int) -> tuple[Picture, list[float]]:
+def strip(model: Denoiser, cfg: Sample, noise: Noise, columns: int) -> tuple[Picture, list[float]]:
     """Progressive denoising: what the model takes its samples for, evaluation by evaluation.
 
     Returns:
@@ -71,7 +71,9 @@ def strip(model: Family, cfg: Sample, noise: Noise, columns: int) -> tuple[Pictu
 
 
 @torch.no_grad()
-def ladder(model: Family, images: UInt8[Tensor, "b 3 h w"], noise: Noise, columns: int) -> tuple[Picture, list[float]]:
+def ladder(
+    model: Denoiser, images: UInt8[Tensor, "b 3 h w"], noise: Noise, columns: int
+) -> tuple[Picture, list[float]]:
     """The ladder of noise levels, and what the model makes of it.
 
     Returns:
@@ -86,7 +88,7 @@ def ladder(model: Family, images: UInt8[Tensor, "b 3 h w"], noise: Noise, column
 
 
 @torch.no_grad()
-def interpolation(model: Family, cfg: Sample, noise: Noise, columns: int, steps: int) -> Picture:
+def interpolation(model: Denoiser, cfg: Sample, noise: Noise, columns: int, steps: int) -> Picture:
     """Images between images: DDIM (Song et al. 2021, arXiv 2010.02502, section 5.3) from noise on the great circle
     between two starts.
 
@@ -105,7 +107,7 @@ def interpolation(model: Family, cfg: Sample, noise: Noise, columns: int, steps:
 
 
 @torch.no_grad()
-def errors(model: Family, images: UInt8[Tensor, "b 3 h w"], noise: Noise, n: int) -> list[dict[str, float]]:
+def errors(model: Denoiser, images: UInt8[Tensor, "b 3 h w"], noise: Noise, n: int) -> list[dict[str, float]]:
     """Denoising error of images that the model has not seen, at about `n` levels; one batch a level, the same noise.
 
     Returns:

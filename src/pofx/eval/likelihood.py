@@ -22,7 +22,7 @@ from pofx.core.gaussian import BIN, dequantised
 from pofx.core.images import to_model
 from pofx.core.progress import Bar
 from pofx.core.rng import fold
-from pofx.core.samplers import Denoiser
+from pofx.core.samplers import Denoise
 
 SIGMA_DATA = 0.5  # of natural images on [-1, 1]: it says where to look closely, and biases no answer
 
@@ -130,7 +130,7 @@ def weighted(
 
 
 def bound(
-    denoise: Denoiser, ladder: Float64[np.ndarray, " t"], x: Float[Tensor, "n *shape"], terms: int | None, batch: int
+    denoise: Denoise, ladder: Float64[np.ndarray, " t"], x: Float[Tensor, "n *shape"], terms: int | None, batch: int
 ) -> Float64[Tensor, " n"]:
     """The variational bound of DDPM in bits per dimension (Ho et al. 2020, arXiv 2006.11239, eq. 5), every image.
 
@@ -215,7 +215,7 @@ def decoder(x: Float[Tensor, "n *shape"], mean: Float[Tensor, "n *shape"], sigma
 
 
 def flow(
-    denoise: Denoiser, sigma_range: tuple[float, float], x: Float[Tensor, "n *shape"], steps: int, batch: int
+    denoise: Denoise, sigma_range: tuple[float, float], x: Float[Tensor, "n *shape"], steps: int, batch: int
 ) -> Float64[Tensor, " n"]:
     """Bits per dimension under the probability flow, every image (Song et al. 2021, arXiv 2011.13456, section 4.3).
 
@@ -237,7 +237,7 @@ def flow(
 
 
 def log_density(
-    denoise: Denoiser, sigmas: Sequence[float], x: Float[Tensor, "n *shape"], probe: Float[Tensor, "n *shape"]
+    denoise: Denoise, sigmas: Sequence[float], x: Float[Tensor, "n *shape"], probe: Float[Tensor, "n *shape"]
 ) -> Float64[Tensor, " n"]:
     """log p(x) in nats, p being what dx / dsigma = (x - D) / sigma makes of N(0, sigmas[-1]^2) on its way to sigmas[0].
 

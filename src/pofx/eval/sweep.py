@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, UInt8
 
 from pofx.core.errors import UserError
-from pofx.core.family import Family, counted
+from pofx.core.family import counted
+from pofx.core.guidance import Denoiser
 from pofx.core.images import to_uint8
 from pofx.core.progress import Bar
 from pofx.core.rng import Noise
@@ -56,7 +57,7 @@ def points(own: Sample, cfg: Sweep) -> list[tuple[dict[str, Any], Sample]]:
 
 @torch.no_grad()
 def draw(
-    model: Family, own: Sample, cfg: Sweep, seed: int, device: torch.device
+    model: Denoiser, own: Sample, cfg: Sweep, seed: int, device: torch.device
 ) -> tuple[list[dict[str, Any]], list[UInt8[np.ndarray, "n 3 h w"]]]:
     """The images of all points.
 
