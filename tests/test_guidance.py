@@ -83,6 +83,20 @@ def test_the_average_of_its_moment_is_kept(name, sprites, tmp_path):
     assert any(not torch.equal(after[k.replace("guide.", "net.", 1)], v) for k, v in kept.items())
 
 
+def test_early_stopping_counts_rows_from_the_guide_on(sprites, tmp_path, monkeypatch):
+    """The loss of images held out rises from the first row: the best weights are those of the moment of the guide."""
+    module, cfg = small("edm", images=64, rows=8, validation=16, patience=2)
+    cfg = dataclasses.replace(cfg, guide=0.45)  # kept in the fourth of eight steps, a row each
+    model, asked = build(module, cfg), []
+    monkeypatch.setattr(model, "validate", lambda x: asked.append(0) or torch.full((len(x),), float(len(asked))))
+    untrained = {k: v.clone() for k, v in model.guide.state_dict().items()}
+    with slot(tmp_path) as state:
+        curve = loop.train(model, pool(sprites, cfg), cfg.train, 0, state)[0]
+    assert [row["images"] for row in curve] == [8, 16, 24, 32, 40, 48]
+    assert all(torch.equal(v, model.net.state_dict()[k]) for k, v in model.guide.state_dict().items())
+    assert any(not torch.equal(v, untrained[k]) for k, v in model.guide.state_dict().items())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_guide_changes_draws_and_no_weight(name, sprites, tmp_path):
     """Training does not see it: the same losses, the same weights, with and without."""

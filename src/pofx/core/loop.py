@@ -88,7 +88,7 @@ def train(
     preview: Callable[[int], None] = lambda seen: None,
 ) -> tuple[list[dict[str, int | float]], float]:
     """Train `model` in place and leave it with its averaged weights: the last ones or, where the pool holds images out,
-    those of the row of the curve that knew these best.
+    those of the row of the curve that knew these best (of the rows since a guide was kept, if the model keeps one).
 
     Args:
         pool: batches as a function of the step, on the model's device, and the images held out.
@@ -166,7 +166,8 @@ def train(
                 if len(pool.held_out):
                     with ema.swapped():
                         row["val_loss"] = _validate(model, pool.held_out, cfg, seed)
-                        best.update(row["val_loss"], model)
+                        if model.keep_at is None or seen >= model.keep_at:  # earlier weights would be without a guide
+                            best.update(row["val_loss"], model)
                 curve.append(row)
                 sums = {}
                 last, due = last or best.over, due or best.over
