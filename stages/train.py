@@ -47,7 +47,7 @@ def main(name: str, minutes: float | None) -> None:
             files.write_npy(slot.folder / f"{seen:012d}.npy", drawn.cpu().numpy())
 
         try:
-            curve, seconds = loop.train(model, pool, train, seed, slot, stop, preview)
+            curve, seconds, events = loop.train(model, pool, train, seed, slot, stop, preview)
         except loop.Stopped as stopped:
             print(f"{stopped}: the same command goes on from there", file=sys.stderr)
             sys.exit(stop.code)
@@ -56,7 +56,8 @@ def main(name: str, minutes: float | None) -> None:
             torch.manual_seed(fold(seed, "finish"))
             model.finish(images)
             preview(seen)
-        rows = [np.load(path) for path in sorted(slot.folder.glob("*.npy"))]
+        # Of a row that a roll-back undid and early stopping never came to again there may be one that is later.
+        rows = [np.load(path) for path in sorted(slot.folder.glob("*.npy")) if int(path.stem) <= seen]
     family.save_model(Path(f"models/{name}"), name, cfg, model, {"seed": seed, "data": content, "code": code})
     files.write_csv(Path(f"plots/curves/{name}.csv"), curve)
     save_grid(np.concatenate(rows), Path(f"plots/progress/{name}.png"), columns=16)
@@ -64,9 +65,9 @@ def main(name: str, minutes: float | None) -> None:
     size = sum(p.numel() for p in model.parameters() if p not in earlier)
     files.write_json(
         Path(f"metrics/train/{name}.json"),
-        {"train_loss": {name: curve[-1]["loss"]}, "parameters": {name: size}, "images_seen": {name: seen}}
-        | {key: {name: value} for key, value in noted.items()},
-    )
+        {"train_loss": {name: curve[-1]["loss"]}, "parameters": {name: size}, "images_seen": {name: seen},
+         "guards": {name: events}} | {key: {name: value} for key, value in noted.items()},
+    )  # fmt: skip
     files.write_json(
         Path(f"metrics/time/train_{name}.json"),
         {"train_seconds": {name: round(seconds, 1)}, "train_images_per_second": {name: round(seen / seconds, 1)},

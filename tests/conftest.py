@@ -55,6 +55,7 @@ def small(name: str, **train):
         "preview_rows": 0,
         "validation": 0,
         "patience": 0,
+        "rollbacks": 0,
     } | train
     return module, dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, **budget))
 

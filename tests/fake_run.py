@@ -17,6 +17,12 @@ CODE = {  # of the VAE; no family has a codebook but where a test gives it one
     "bpd_iw": 5.1234, "bpd_iw_stderr": 0.01, "bpd_prior": 0.25, "bpd_decoder": 5.1821, "recon_psnr": 22.25,
     "recon_ssim": 0.57, "active_units": 7, "kl_units": [2.5, 1.25, 0.0],
 }  # fmt: skip
+GUARDS = {  # that fired; of the other families none
+    "ebm": [
+        {"images": 3200, "guard": "energy", "did": "rolled back to 2,400 images, learning rate x 0.3"},
+        {"images": 4000, "guard": "<still>", "did": "warned", "rows": 12},
+    ]
+}
 KEYS = ["fd_effnet", "kid_effnet", "kid_effnet_std"]
 
 
@@ -41,6 +47,7 @@ def fake_metrics(keys: list[str] = KEYS) -> report.Metrics:
             "traversal": [-1.5, 0.0, 1.5],
         }
         trees.append({"protocol": {f: told | {"kid_subsets": 100, "kid_subset_size": 1000}}})
+        trees.append({"guards": {f: GUARDS.get(f, [])}})
         trees.append({"train_loss": {f: 1.0}, "parameters": {f: 68_200 * 10**i}, "images_seen": {f: 100_000}})
         trees.append(
             {

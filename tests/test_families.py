@@ -35,6 +35,14 @@ def test_loss_is_one_finite_number_an_image(model, sprites):
         assert all(v.shape in ((6,), ()) and v.float().isfinite().all() for v in terms.values())
 
 
+def test_alarms_and_warnings_say_what_they_mean(model, sprites):
+    terms = model.train()(to_model(sprites[:6]))
+    for prefix, meanings in (("alarm_", model.alarms), ("warn_", model.warnings)):
+        assert {key.removeprefix(prefix) for key in terms if key.startswith(prefix)} == meanings.keys()
+    assert not model.alarms.keys() & model.warnings.keys()
+    assert all(terms[key].dtype == torch.bool for key in terms if key.startswith(("alarm_", "warn_")))
+
+
 def test_eval_changes_no_state(model, sprites):
     before = weights(model.eval())
     with torch.no_grad():
@@ -98,7 +106,7 @@ def test_training_learns(name, sprites, tmp_path):
     module, cfg = small(name, images=images, lr=lr, rows=20, ema_half_life=0, flip=False)
     model = build(module, cfg)
     with slot(tmp_path) as held:
-        curve, _ = train(model, pool(sprites[:8], cfg), cfg.train, 0, held)
+        curve, *_ = train(model, pool(sprites[:8], cfg), cfg.train, 0, held)
     if name == "ebm":
         with torch.no_grad():
             data, noise = model.net(to_model(sprites[:8])), model.net(2 * torch.rand(8, 3, 32, 32) - 1)
@@ -118,7 +126,7 @@ def test_presets_train_and_draw_at_laptop_scale(word, sprites, tmp_path):
     model = build(module, cfg)
     model.fetch(tmp_path, tmp_path)
     with slot(tmp_path) as held:
-        curve, _ = train(model, pool(sprites, cfg), cfg.train, 0, held)
+        curve, *_ = train(model, pool(sprites, cfg), cfg.train, 0, held)
     assert np.isfinite([row["loss"] for row in curve]).all()
     with torch.no_grad():
         drawn = model.sample(Noise(0, 0, 2), config.build(module.Sample, tree["sample"][name], f"sample.{name}"))

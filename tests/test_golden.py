@@ -19,7 +19,7 @@ FILE = Path(__file__).with_name("golden.json")
 def test_first_losses(name, sprites, tmp_path):
     module, cfg = small(name, images=48, batch=8, rows=6, lr=1e-3)
     with slot(tmp_path) as held:
-        curve, _ = train(build(module, cfg), pool(sprites, cfg), cfg.train, 0, held)
+        curve, *_ = train(build(module, cfg), pool(sprites, cfg), cfg.train, 0, held)
     losses = [float(f"{row['loss']:.6g}") for row in curve]
     golden = json.loads(FILE.read_text()) if FILE.exists() else {}
     if os.environ.get("GOLDEN") == "renew":

@@ -22,7 +22,7 @@ def run(name, images, folder, stop=lambda: False, preview=lambda seen: None, **t
     module, cfg = small(name, **train)
     model = build(module, cfg)
     with slot(folder) as held:
-        curve, _ = loop.train(model, pool(images, cfg), cfg.train, 0, held, stop, preview)
+        curve, *_ = loop.train(model, pool(images, cfg), cfg.train, 0, held, stop, preview)
     return weights(model), curve
 
 
@@ -54,7 +54,7 @@ def prior(sprites, folder, stop=lambda: False, **train):
     module, cfg = small("vqprior", **HELD | train)
     model = build(module, cfg)
     with slot(folder) as held:
-        curve, _ = loop.train(model, pool(sprites[:64], cfg), cfg.train, 0, held, stop)
+        curve, *_ = loop.train(model, pool(sprites[:64], cfg), cfg.train, 0, held, stop)
     return model, curve
 
 
@@ -103,7 +103,7 @@ def test_bf16_keeps_losses_in_float32(name, sprites, tmp_path):
         terms = model(to_model(sprites[:2]))
     assert terms["loss"].dtype == torch.float32
     with slot(tmp_path) as held:
-        curve, _ = loop.train(model, pool(sprites, cfg), cfg.train, 0, held)
+        curve, *_ = loop.train(model, pool(sprites, cfg), cfg.train, 0, held)
     assert all(math.isfinite(row["loss"]) for row in curve)
 
 
@@ -114,7 +114,7 @@ def test_accumulated_gradients_are_those_of_the_big_batch(sprites, tmp_path):
         module, cfg = small("vae", images=96, batch=32, accumulate=parts)
         model = build(module, cfg)
         with slot(tmp_path / str(parts)) as held:
-            curve, _ = loop.train(model, pool(sprites, cfg), cfg.train, 0, held)
+            curve, *_ = loop.train(model, pool(sprites, cfg), cfg.train, 0, held)
         runs[parts] = weights(model), curve
     (whole, curve), (parts, again) = runs[1], runs[2]
     start = weights(build(*small("vae")))
@@ -133,6 +133,7 @@ def test_accumulated_gradients_are_those_of_the_big_batch(sprites, tmp_path):
         ({"images": 3}, r"vae.train.images = 3 should be at least one batch \(8\)"),
         ({"patience": 2}, "vae.train.patience = 2 needs validation images"),
         ({"validation": -1}, "vae.train.validation = -1 should not be below 0"),
+        ({"rollbacks": -1}, "vae.train.rollbacks = -1 should not be below 0"),
         ({"betas": [0.9, 1.0]}, r"vae.train.betas = \[0.9, 1.0\] should lie in \[0, 1\)"),
         ({"betas": [0.9]}, r"vae.train.betas = \[0.9\] should have 2 entries"),
     ],
@@ -179,6 +180,154 @@ def test_the_energy_guard_stops_the_run(sprites, tmp_path):
     model = build(module, replace(cfg, energy_limit=1e-6))
     with slot(tmp_path) as held, pytest.raises(UserError, match="stopped at 8 images: the mean energy left its bounds"):
         loop.train(model, pool(sprites, cfg), cfg.train, 0, held)
+
+
+class Toy(family.Family):
+    """A weight that grows by about the learning rate a step; after `calm` images more than `limit` is a fault."""
+
+    alarms = {"jump": "the weight jumped"}  # noqa: RUF012
+    warnings = {"far": "the weight is far from where it began"}  # noqa: RUF012
+
+    def __init__(self, limit=0.0, calm=32, fault="alarm", far=math.inf):
+        super().__init__()
+        self.net = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(self.net.weight)
+        self.limit, self.calm, self.fault, self.far = limit, calm, fault, far
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("before", torch.zeros(()))
+
+    def forward(self, x):
+        now = self.net.weight.squeeze()
+        faulty = ((now - self.before).detach() > self.limit) & (self.seen >= self.calm)
+        with torch.no_grad():
+            self.before.copy_(now)
+            self.seen.add_(len(x))
+        loss = (x.mean((1, 2, 3)) + 10 - now).square() + torch.rand(len(x), device=x.device)
+        terms = {"loss": torch.where(faulty, math.nan, loss) if self.fault == "nan" else loss}
+        return terms | {"alarm_jump": faulty & (self.fault == "alarm"), "warn_far": now > self.far}
+
+    def sample(self, noise, cfg):
+        raise NotImplementedError
+
+
+def toy(images, folder, stop=lambda: False, train=None, **settings):
+    """Weights, curve, events and the state last saved, of 8 rows of two steps of 8 images."""
+    budget = {"images": 128, "rows": 8, "lr": 0.1, "decay": "constant", "ema_half_life": 16, "rollbacks": 3}
+    _, cfg = small("vae", **budget | (train or {}))
+    model = Toy(**settings)
+    with slot(folder) as held:
+        curve, _, events = loop.train(model, pool(images, cfg), cfg.train, 0, held, stop)
+        saved = held.load("cpu")
+    del saved["seconds"]
+    return dict(model.state_dict()), curve, events, saved
+
+
+def same(a, b):
+    """Equal to the last bit, through dicts and lists."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(v, b[k]) for k, v in a.items())
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize(("fault", "parts"), [("alarm", 1), ("alarm", 2), ("nan", 1)])
+def test_a_fault_that_a_lower_rate_mends_is_rolled_back(sprites, tmp_path, capsys, fault, parts):
+    """It is seen in the row that ends at 80 images; of the rows before it the last three are kept, 32, 48 and 64."""
+    after, curve, events, _ = toy(sprites, tmp_path, train={"accumulate": parts}, limit=0.05, calm=64, fault=fault)
+    name = {"alarm": "jump", "nan": "not finite"}[fault]
+    assert events == [{"images": 80, "guard": name, "did": "rolled back to 32 images, learning rate x 0.3"}]
+    assert [row["images"] for row in curve] == list(range(16, 129, 16))
+    assert [row["lr"] for row in curve] == pytest.approx([0.1] * 2 + [0.03] * 6)
+    assert all(row.keys() == {"images", "loss", "grad_norm", "lr"} for row in curve)
+    assert all(math.isfinite(value) for row in curve for value in row.values())
+    assert after["seen"] == 128, "buffers go back as well"
+    line = f"guard '{name}' fired at 80 images: back to 32 images, learning rate 0.03, roll-backs left: 2"
+    assert capsys.readouterr().err.count(line) == 1
+
+
+def test_a_fault_in_the_first_row_goes_back_to_the_start_and_lower_each_time(sprites, tmp_path):
+    after, curve, events, _ = toy(sprites, tmp_path, limit=0.02, calm=8)
+    assert [event["images"] for event in events] == [16, 16]
+    assert all(event["did"].startswith("rolled back to 0 images") for event in events)
+    assert len(curve) == 8 and curve[0]["lr"] == pytest.approx(0.009) and after["seen"] == 128
+
+
+@pytest.mark.parametrize("fault", ["alarm", "nan"])
+def test_a_fault_that_stays_ends_the_run_when_no_roll_back_is_left(sprites, tmp_path, capsys, fault):
+    says = {"alarm": "stopped at 72 images: the weight jumped", "nan": "diverged before 72 images: .*loss.* not finite"}
+    with pytest.raises(UserError, match=says[fault] + ".*; the last good state is kept in"):
+        toy(sprites, tmp_path, limit=-1.0, calm=64, fault=fault)
+    assert capsys.readouterr().err.count("back to 32 images") == 3
+    with slot(tmp_path) as held:
+        saved = held.load("cpu")
+    assert len(saved["guards"]["events"]) == 3 and not saved["guards"]["states"]
+    assert all(v.isfinite().all() for v in saved["model"].values())
+
+
+def test_without_roll_backs_no_state_is_kept_and_a_guard_ends_the_run(sprites, tmp_path):
+    with pytest.raises(UserError, match="stopped at 72 images: the weight jumped; the last good state is kept in"):
+        toy(sprites, tmp_path, train={"rollbacks": 0}, limit=0.05, calm=64)
+    with slot(tmp_path) as held:
+        saved = held.load("cpu")
+    assert saved["step"] == 8 and saved["guards"] == {"used": 0, "states": [], "events": []}
+
+
+@pytest.mark.parametrize("at", [*range(1, 11), 14])
+def test_an_interrupted_run_is_rolled_back_as_an_undisturbed_one(sprites, tmp_path, at):
+    """Stopped before the fault, between the fault and its row's end, right at the roll-back, and after it."""
+    settings = {"limit": 0.05, "calm": 64, "far": 0.4}
+    whole = toy(sprites, tmp_path / "whole", **settings)
+    assert [event["did"].split()[0] for event in whole[2]] == ["warned", "rolled"]
+    asked = iter([*[False] * (at - 1), True])
+    with pytest.raises(loop.Stopped, match="images, state saved in"):
+        toy(sprites, tmp_path / "parts", stop=lambda: next(asked), **settings)
+    assert same(toy(sprites, tmp_path / "parts", **settings), whole)
+
+
+def test_what_is_undone_does_not_depend_on_when_states_are_saved(sprites, tmp_path):
+    settings = {"limit": 0.05, "calm": 64, "far": 0.4}
+    often, seldom = (
+        toy(sprites, tmp_path / str(seconds), train={"save_seconds": seconds}, **settings) for seconds in (0.0, 1e9)
+    )
+    assert same(often, seldom)
+
+
+def test_a_roll_back_restores_all_of_a_state(sprites, tmp_path, monkeypatch):
+    """As if the rate had fallen at the row gone back to. An energy-based model has buffers that no gradient moves."""
+    module, cfg = small("ebm", rollbacks=1, validation=16, images=64, rows=8)
+
+    class Once(module.Model):
+        """One alarm, in the fifth step, and none when that comes again."""
+
+        calls = 0
+
+        def forward(self, x):
+            self.calls += self.training
+            return super().forward(x) | {"alarm_energy": torch.tensor(self.training and self.calls == 5)}
+
+    runs, rate = [], loop.lr_at
+    for model, falls in ((Once, math.inf), (module.Model, 16)):
+        monkeypatch.setattr(loop, "lr_at", lambda c, seen, at=falls: rate(c, seen) * (0.3 if seen >= at else 1.0))
+        torch.manual_seed(0)
+        trained = model(cfg)
+        with slot(tmp_path / model.__name__) as held:
+            curve, _, events = loop.train(trained, pool(sprites, cfg), cfg.train, 0, held)
+            saved = held.load("cpu")
+        runs.append([curve, dict(trained.state_dict()), [saved[key] for key in ("model", "opt", "ema", "best")]])
+        assert [event["images"] for event in events] == ([40] if model is Once else [])
+    assert same(*runs)
+
+
+def test_a_warning_is_told_once_and_its_rows_are_counted(sprites, tmp_path, capsys):
+    """A step of 0.1 a step: beyond 0.45 from the sixth step on, which ends the third of eight rows."""
+    _, curve, events, _ = toy(sprites, tmp_path, limit=math.inf, far=0.45)
+    assert events == [{"images": 64, "guard": "far", "did": "warned", "rows": 5}]
+    assert len(curve) == 8 and all("warn_far" not in row for row in curve)
+    told = "warning: at 64 images: the weight is far from where it began\n"
+    assert capsys.readouterr().err.count(told) == 1
 
 
 def _hold(folder, ready, done):

@@ -64,6 +64,15 @@ def test_page_tells_all_that_a_number_needs(built):
         assert needed in html, needed
 
 
+def test_page_tells_which_guards_fired(built):
+    html = " ".join((built[0] / "report/index.html").read_text().split())
+    mended = "energy, at 3,200 images: rolled back to 2,400 images, learning rate x 0.3"
+    warned = "&lt;still&gt;, at 4,000 images: warned (12 rows of the curve)"
+    lines = "".join(f' <span class="line">{told}</span>' for told in (mended, warned))
+    assert f"Guards that fired:{lines}</figcaption>" in html
+    assert html.count("No guard fired.") == len(MODELS) - 1
+
+
 def test_page_shows_how_denoisers_denoise(built):
     html = (built[0] / "report/index.html").read_text()
     pictures = (
@@ -144,13 +153,14 @@ def test_the_figure_of_a_codebook_draws_every_count_and_the_even_share(tmp_path,
 
 def test_a_run_without_codes_and_pictures_is_shown_too(tmp_path):
     """As runs were before these were measured."""
-    metrics = {key: row for key, row in fake_metrics().items() if key not in (*CODE, "recon_fd_effnet")}
+    metrics = {key: row for key, row in fake_metrics().items() if key not in (*CODE, "recon_fd_effnet", "guards")}
     for row in metrics["protocol"].values():
         row.pop("traversal", None), row.pop("n_reference", None)
     got = dataclasses.replace(fake_material(tmp_path / "in", metrics), pictures={})
     report.build(got, tmp_path / "report", tmp_path / "comparison")
     html, markdown = ((tmp_path / "report" / name).read_text() for name in ("index.html", "report.md"))
     assert not Page(html).open and "Codes and" not in html + markdown and "Nearest" not in html
+    assert "guard" not in html.lower()
     assert not (tmp_path / "comparison/codebook.png").exists()
     metrics["recon_psnr"] = {"vae": 22.25}
     (row,) = report.codes(MODELS, metrics)

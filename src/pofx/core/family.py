@@ -8,7 +8,7 @@ import abc
 import dataclasses
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +24,7 @@ from pofx.core import config, files
 from pofx.core.errors import UserError
 from pofx.core.rng import Noise
 
-Terms = dict[str, Tensor]  # "loss": (B,); every other entry (B,) or (), logged only; "alarm": () bool, stops the run
+Terms = dict[str, Tensor]  # "loss": (B,); every other entry (B,) or (), logged only; but alarm_, warn_...: () bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,10 @@ class Family(nn.Module, abc.ABC):
 
     cfg: Any  # the Config it was built from
     net: nn.Module  # what may be compiled, and whose calls are counted as function evaluations (NFE)
-    alarm: str = ""  # what it means, and what to do, when forward returns a true "alarm"
+    # What it means, and what to do, when forward returns a true "alarm_<name>" in any step of a row of the curve, which
+    # rolls the training back or ends it, or a true "warn_<name>" in more than half of them, which is told once.
+    alarms: Mapping[str, str] = {}
+    warnings: Mapping[str, str] = {}
     # How bits per dimension are measured (pofx.eval.likelihood): "forward" in eval mode returns them; so it does with
     # "importance", and `log_weights` gives a tighter bound; the variational "bound" of a chain, the "flow" of a
     # continuum of noise levels; None: the family has no honest likelihood.

@@ -17,6 +17,7 @@ from pofx.core.data import Pool
 from pofx.core.ema import Ema
 from pofx.core.errors import UserError
 from pofx.core.family import Family
+from pofx.core.guards import ALARM, WARNING, Guards
 from pofx.core.images import to_model
 from pofx.core.progress import Bar
 from pofx.core.rng import fold
@@ -46,6 +47,7 @@ class Train:
     preview_rows: int  # a sample grid every so many rows of the curve; 0: none
     validation: int  # last training images, kept out of training to see how well others are known; 0: none
     patience: int  # rows of the curve without a smaller loss on them, after which training ends; 0: the whole budget
+    rollbacks: int  # times that a run whose guard fires goes back to an earlier state, at a lower rate; 0: it ends
 
     def __post_init__(self) -> None:
         for key in ("batch", "accumulate", "lr", "clip", "rows"):
@@ -55,7 +57,7 @@ class Train:
             raise ValueError(f"accumulate = {self.accumulate} should divide the batch ({self.batch})")
         if self.images < self.batch:
             raise ValueError(f"images = {self.images} should be at least one batch ({self.batch})")
-        for key in ("validation", "patience"):
+        for key in ("validation", "patience", "rollbacks"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key} = {getattr(self, key)} should not be below 0")
         if self.patience and not self.validation:
@@ -86,7 +88,7 @@ def train(
     slot: Slot,
     stop: Callable[[], bool] = lambda: False,
     preview: Callable[[int], None] = lambda seen: None,
-) -> tuple[list[dict[str, int | float]], float]:
+) -> tuple[list[dict[str, int | float]], float, list[dict[str, int | str]]]:
     """Train `model` in place and leave it with its averaged weights: the last ones or, where the pool holds images out,
     those of the row of the curve that knew these best (of the rows since a guide was kept, if the model keeps one).
 
@@ -98,12 +100,14 @@ def train(
         preview: called outside the step, with the averaged weights in the model and the images seen.
 
     Returns:
-        The curve (one dict a row: images, loss, the family's terms, grad_norm, lr, and val_loss of images held out) and
-        the seconds of training.
+        The curve (one dict a row: images, loss, the family's terms, grad_norm, lr, and val_loss of images held out);
+        the seconds of training, those of undone rows included; and what guards did, one dict an event: images at which
+        it fired, its name as guard, did, and of a warning (told once) the rows in which it held.
 
     Raises:
         Stopped: `stop` asked for it; the state is saved.
-        UserError: a gradient or loss was not finite, or the family's alarm went off; the last good state is kept.
+        UserError: a gradient or loss was not finite, or an alarm of the family went off, and no roll-back was left; the
+            last good state is kept.
     """
     device = next(model.parameters()).device
     if cfg.channels_last:
@@ -111,34 +115,36 @@ def train(
     params = [p for p in model.parameters() if p.requires_grad]
     opt = torch.optim.Adam(params, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True)
     ema, best = Ema(model, cfg.ema_half_life), Best(cfg.patience)
+    parts = {"model": model, "opt": opt, "ema": ema, "best": best}
+    guards = Guards(model, parts, cfg.rollbacks)
     if cfg.compile:
         model.net.compile(dynamic=False)
 
     steps = cfg.images // cfg.batch
     every = -(-steps // cfg.rows)
-    start, curve, seconds, sums = 0, [], 0.0, {}
-    if (state := slot.load(device)) is not None:
-        model.load_state_dict(state["model"])
-        opt.load_state_dict(state["opt"])
-        ema.load_state_dict(state["ema"])
-        best.load_state_dict(state["best"])
-        start, curve, seconds, sums = (state[k] for k in ("step", "curve", "seconds", "sums"))
-    where = f"from {start * cfg.batch:,} of {steps * cfg.batch:,} images" if start else "from the beginning"
+    step, curve, seconds, sums = 0, [], 0.0, {}
+    if (state := slot.load(device)) is None:
+        guards.keep(step)
+    else:
+        for key, part in (parts | {"guards": guards}).items():
+            part.load_state_dict(state[key])
+        step, curve, seconds, sums = (state[k] for k in ("step", "curve", "seconds", "sums"))
+    where = f"from {step * cfg.batch:,} of {steps * cfg.batch:,} images" if step else "from the beginning"
     print(f"train {where} (state in {slot.folder})", file=sys.stderr)
 
-    def save(step: int) -> None:
-        slot.save({"model": model.state_dict(), "opt": opt.state_dict(), "ema": ema.state_dict(),
-                   "best": best.state_dict(), "step": step, "curve": curve, "sums": sums,
-                   "seconds": seconds + time.monotonic() - began})  # fmt: skip
+    def save() -> None:
+        now = {key: part.state_dict() for key, part in (parts | {"guards": guards}).items()}
+        passed = seconds + time.monotonic() - began
+        slot.save(now | {"step": step, "curve": curve, "sums": sums, "seconds": passed})
 
     model.train()
     began = saved = time.monotonic()
-    with Bar(total=steps * cfg.batch, initial=start * cfg.batch, unit="img", unit_scale=True, desc="train") as bar:
-        for step in range(start, start if best.over else steps):
+    with Bar(total=steps * cfg.batch, initial=step * cfg.batch, unit="img", unit_scale=True, desc="train") as bar:
+        while step < steps and not best.over:
             torch.manual_seed(fold(seed, step))
             seen = step * cfg.batch
             for group in opt.param_groups:
-                group["lr"] = lr_at(cfg, seen)
+                group["lr"] = lr = lr_at(cfg, seen) * guards.factor
             for part in pool(step).chunk(cfg.accumulate):
                 with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
                     terms = model(part)
@@ -148,7 +154,7 @@ def train(
             norm = clip_grad_norm_(params, cfg.clip)
             opt.step()
             opt.zero_grad(set_to_none=True)
-            seen += cfg.batch
+            seen, step = seen + cfg.batch, step + 1
             ema.update(seen=seen, batch=cfg.batch)
             if model.keep_at is not None and seen - cfg.batch < model.keep_at <= seen:
                 with ema.swapped():
@@ -156,41 +162,58 @@ def train(
 
             _add(sums, "grad_norm", norm)
             bar.update(cfg.batch)
-            last, stopping = step + 1 == steps, stop()
-            full = last or (step + 1) % every == 0
+            last, stopping = step == steps, stop()
+            full = last or step % every == 0
             due = last or stopping or time.monotonic() - saved > cfg.save_seconds
             if not (full or due):
                 continue
-            row = _row(sums, 1 + step % every, seen, lr_at(cfg, seen - cfg.batch), model.alarm, slot)
-            if full:
+            means = _means(sums, 1 + (step - 1) % every)
+            fault = guards.fault(means, seen)
+            if fault and not guards.left:
+                kept = f"the last good state is kept in {slot.folder}" if slot.path.exists() else "nothing was saved"
+                raise UserError(f"{fault[1]}; {kept}")
+            if full and fault:  # seen at a save it waits for its row's end: no clock has a say in what is undone
+                step = guards.roll_back(fault[0], seen, cfg.batch)
+                back = step * cfg.batch
+                bar.note(
+                    f"guard {fault[0]!r} fired at {seen:,} images: back to {back:,} images, "
+                    f"learning rate {lr_at(cfg, back) * guards.factor:.3g}, roll-backs left: {guards.left}"
+                )
+                bar.update(back - seen)
+                curve, sums, seen = [row for row in curve if row["images"] <= back], {}, back
+                last, due = False, True
+            elif full:
+                row = {"images": seen} | {k: v for k, v in means.items() if not k.startswith((ALARM, WARNING))}
+                row["lr"] = lr
                 if len(pool.held_out):
                     with ema.swapped():
                         row["val_loss"] = _validate(model, pool.held_out, cfg, seed)
                         if model.keep_at is None or seen >= model.keep_at:  # earlier weights would be without a guide
                             best.update(row["val_loss"], model)
+                for line in guards.warn(means, seen):
+                    bar.note(line)
                 curve.append(row)
                 sums = {}
+                guards.keep(step)
                 last, due = last or best.over, due or best.over
                 bar.set_postfix(loss=f"{row['loss']:.4g}", refresh=False)
             if due:
-                save(step + 1)
+                save()
                 saved = time.monotonic()
             if stopping and not last:
                 raise Stopped(f"stopped at {seen:,} of {steps * cfg.batch:,} images, state saved in {slot.folder}")
-            if full and cfg.preview_rows and len(curve) % cfg.preview_rows == 0:
+            if full and not fault and cfg.preview_rows and len(curve) % cfg.preview_rows == 0:
                 with ema.swapped(), torch.no_grad():
                     model.eval()
                     preview(seen)
                     model.train()
-            if last:
-                break
     seconds += time.monotonic() - began
     if best.weights is None:
         ema.swap()
     else:
         model.load_state_dict(best.weights)
     model.eval()
-    return curve, seconds
+    return curve, seconds, guards.events
 
 
 @torch.no_grad()
@@ -208,16 +231,5 @@ def _add(sums: dict[str, Any], key: str, value: Tensor) -> None:
     sums[key] = sums[key] + value if key in sums else value
 
 
-def _row(sums: dict[str, Any], steps: int, seen: int, lr: float, alarm: str, slot: Slot) -> dict[str, int | float]:
-    """Means over the interval, after the checks that end a diverging run before its state is saved."""
-    keys = list(sums)
-    means = dict(zip(keys, (torch.stack([sums[k] for k in keys]) / steps).tolist(), strict=True))
-    kept = f"the last good state is kept in {slot.folder}" if slot.path.exists() else "nothing had been saved yet"
-    if means.pop("alarm", 0.0) > 0:
-        raise UserError(f"stopped at {seen:,} images: {alarm}; {kept}")
-    bad = [k for k, v in means.items() if not math.isfinite(v)]
-    if bad:
-        raise UserError(
-            f"diverged before {seen:,} images: {', '.join(bad)} not finite; lower lr or clip under train; {kept}"
-        )
-    return {"images": seen} | means | {"lr": lr}
+def _means(sums: dict[str, Any], steps: int) -> dict[str, float]:
+    return dict(zip(sums, (torch.stack(list(sums.values())) / steps).tolist(), strict=True))

@@ -22,3 +22,9 @@ class Bar(tqdm):
             return super().display(msg, pos)
         print(msg if msg is not None else str(self), file=sys.stderr, flush=True)
         return True
+
+    def note(self, text: str) -> None:
+        """A line of its own beside the bar."""
+        if self._tty:
+            self.clear()
+        print(text, file=sys.stderr, flush=True)

@@ -25,7 +25,7 @@ COLOURS = (
     "#a0714f",
 )  # by place in `models`
 STYLE = {"length": 3, "labelsize": 8, "colors": INK}
-NOT_TERMS = ("images", "loss", "grad_norm", "lr", "alarm")
+NOT_TERMS = ("images", "loss", "grad_norm", "lr")
 
 
 def colour(i: int) -> str:

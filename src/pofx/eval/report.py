@@ -230,6 +230,7 @@ def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
         "notice": notice(got.metrics),
         "samples": {f: _uri(got.samples[f]) for f in ("data", *order)},
         "curves": {f: _uri(curves[f]) for f in families},
+        "guards": {f: [_told(event) for event in events] for f, events in got.metrics.get("guards", {}).items()},
         "figures": {name: _uri(path) for name, path in figures.items()},
         "exploration": {path.stem.replace("_", " "): _uri(path) for path in got.exploration},
         "papers": PAPERS,
@@ -382,6 +383,12 @@ def _denoising(got: Material, f: str) -> dict[str, Any]:
         facts.append((f"{told}; the largest noise level there, {level}.", False))
     setting = f"{own['sampler']}, {own['steps'] or 'all'} noise levels"
     return found | {"setting": setting, "facts": facts}
+
+
+def _told(event: dict[str, Any]) -> str:
+    """What a guard of the training did, in a line."""
+    rows = f" ({event['rows']} rows of the curve)" if "rows" in event else ""
+    return f"{event['guard']}, at {event['images']:,} images: {event['did']}{rows}"
 
 
 def _of_each(sweeps: dict[str, dict[str, Any]], key: str) -> str:

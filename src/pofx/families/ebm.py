@@ -7,6 +7,7 @@ x+ are data with a little noise; x- are drawn by Langevin dynamics, each chain g
 the density at temperature one is not what they draw from, and no likelihood is reported.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,10 +57,10 @@ class Sample(Draw):
 
 
 class Model(Family):
-    alarm = (
-        "the mean energy left its bounds (ebm.energy_limit): "
+    alarms: Mapping[str, str] = {
+        "energy": "the mean energy left its bounds (ebm.energy_limit): "
         "lower ebm.train.lr or ebm.step_size, or raise ebm.alpha or ebm.chain"
-    )
+    }
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -83,7 +84,7 @@ class Model(Family):
             "saturated": (negative.abs() == 1).float().mean(),
             "chain_move": (negative - start).abs().mean(),
             "chain_fall": (first if first is not None else e_neg).detach() - e_neg.detach(),
-            "alarm": size > 2 * self.cfg.energy_limit,
+            "alarm_energy": size > 2 * self.cfg.energy_limit,
         }
 
     def _start(self, n: int, device: torch.device) -> tuple[Float[Tensor, "n 3 32 32"], Int64[Tensor, " n"]]:
