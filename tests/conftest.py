@@ -34,16 +34,17 @@ def name(request) -> str:
 
 
 @cache
-def defaults() -> dict:
-    """The parameters as committed in conf/, whatever params.yaml is at the moment."""
-    return YAML(typ="safe").load(compose.text([]))
+def defaults(*words: str) -> dict:
+    """The parameters as committed in conf/, whatever params.yaml is at the moment; `words` as for tools.compose."""
+    return YAML(typ="safe").load(compose.text(list(words)))
 
 
-def small(name: str, **train):
-    """The module of a family and its default config, with a budget for tests."""
+def small(name: str, *words: str, **train):
+    """The module of a family and its default config, or that of a preset, with a budget for tests."""
     module = family.module(name)
-    cfg = config.build(module.Config, defaults()[name], name)
-    cheap = {"n_sigmas": 4, "timesteps": 40, "chain": 2, "buffer": 128}
+    cfg = config.build(module.Config, defaults(*words)[name], name)
+    cheap = {"n_sigmas": 4, "timesteps": 40, "levels": 4, "buffer": 128}
+    cheap |= {"chain": 2} if getattr(cfg, "chain", 0) else {}
     cfg = dataclasses.replace(cfg, **{k: v for k, v in cheap.items() if hasattr(cfg, k)})
     budget = {
         "images": 32,

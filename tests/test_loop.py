@@ -176,7 +176,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_last_good_sta
 
 
 def test_the_energy_guard_stops_the_run(sprites, tmp_path):
-    module, cfg = small("ebm")
+    module, cfg = small("ebm", "ebm=igebm")
     model = build(module, replace(cfg, energy_limit=1e-6))
     with slot(tmp_path) as held, pytest.raises(UserError, match="stopped at 8 images: the mean energy left its bounds"):
         loop.train(model, pool(sprites, cfg), cfg.train, 0, held)
@@ -297,7 +297,7 @@ def test_what_is_undone_does_not_depend_on_when_states_are_saved(sprites, tmp_pa
 
 def test_a_roll_back_restores_all_of_a_state(sprites, tmp_path, monkeypatch):
     """As if the rate had fallen at the row gone back to. An energy-based model has buffers that no gradient moves."""
-    module, cfg = small("ebm", rollbacks=1, validation=16, images=64, rows=8)
+    module, cfg = small("ebm", "ebm=igebm", rollbacks=1, validation=16, images=64, rows=8)
 
     class Once(module.Model):
         """One alarm, in the fifth step, and none when that comes again."""

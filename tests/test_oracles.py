@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from pofx.core import config, gaussian
 from pofx.core.images import to_model, to_uint8
 from pofx.core.rng import BLOCK, Noise, fold
-from pofx.families.ebm import Model as Ebm
 from pofx.nn.unet import Inverted, Shape, UNet
 from tools import compose
 
@@ -83,83 +82,6 @@ def test_extreme_codes_and_flat_images_stay_finite(sprites):
     terms = model.train()(torch.ones(2, 3, 32, 32))
     assert all(v.isfinite().all() for v in terms.values())
     assert gaussian.log_sigma(model.width).item() == pytest.approx(-6)
-
-
-# --- EBM
-
-
-class Quadratic(nn.Module):
-    """E(x) = |x|^2 / 2: its Langevin dynamics are an autoregression that can be solved."""
-
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, x):
-        return self.scale * 0.5 * x.square().flatten(1).sum(1)
-
-
-def chain_model(**change) -> Ebm:
-    module, cfg = small("ebm")
-    model = build(module, replace(cfg, **change))
-    model.net = Quadratic()
-    return model
-
-
-def test_chains_have_the_variance_of_the_energy():
-    """Step a on the gradient, noise sqrt(2a): variance 1 / (1 - a/2). In units small enough not to clamp."""
-    a, unit = 0.1, 0.05
-    model = chain_model(step_size=a, noise=math.sqrt(2 * a) * unit, grad_clip=1e9)
-    torch.manual_seed(0)
-    x, _ = model._langevin(torch.zeros(32, 3, 32, 32), 120)
-    assert (x.std() / unit).item() == pytest.approx(math.sqrt(1 / (1 - a / 2)), rel=0.01)
-
-
-def test_chains_stay_in_range_clip_their_steps_and_leave_no_gradient():
-    model = chain_model(step_size=1.0, noise=0.0, grad_clip=0.1)
-    start = torch.full((2, 3, 32, 32), 0.95)
-    moved, energy = model._langevin(start, 1)
-    assert torch.allclose(moved, start - 0.1)
-    assert torch.allclose(energy, model.net(start))
-    assert model._langevin(torch.full_like(start, 3.0), 1)[0].max() == 1
-    assert model.net.scale.grad is None
-    assert model.net.scale.requires_grad
-    assert not any(t.requires_grad for t in model._langevin(start, 2))
-
-
-def test_energy_does_not_depend_on_batch_mates_or_mode(sprites):
-    module, cfg = small("ebm")
-    model, x = build(module, cfg), to_model(sprites[:8])
-    with torch.no_grad():
-        for _ in range(20):  # power iterations settle
-            model.net.train()(x)
-        trained = model.net(x)
-        model.net.eval()
-        assert torch.allclose(model.net(x), trained, rtol=1e-3, atol=1e-4)
-        assert torch.allclose(torch.cat([model.net(x[:1]), model.net(x[1:])]), model.net(x), rtol=1e-4, atol=1e-5)
-
-
-def test_the_buffer_takes_back_the_chains_it_started(sprites):
-    module, cfg = small("ebm")
-    model = build(module, replace(cfg, fresh=0.0, buffer=64, chain=2))
-    before = model.buffer.clone()
-    model.train()(to_model(sprites[:8]))
-    changed = (before != model.buffer).flatten(1).any(1)
-    assert changed.sum() == 8
-
-
-def test_memory_does_not_grow_with_the_chain():
-    """No graph outlives a step: each step's input is a leaf."""
-    model, depths = chain_model(step_size=0.1), []
-    whole = model.net.forward
-
-    def watch(x):
-        depths.append(x.is_leaf)
-        return whole(x)
-
-    model.net.forward = watch
-    model._langevin(torch.zeros(1, 3, 32, 32), 5)
-    assert depths == [True] * 5
 
 
 # --- networks, numbers, values

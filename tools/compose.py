@@ -4,8 +4,8 @@
     python -m tools.compose --flags data=cifar10 scale=laptop                            prints the difference alone
 
 conf/config.yaml holds every key with its comment. Over it are laid, in this order, a data set (conf/data/), a preset of
-each family that has some (conf/vae/, conf/ncsn/, conf/ddpm/), a scale (conf/scale/), what the preset wants at that
-scale (conf/vae_at/, ...), and further words (Hydra's override grammar). `--flags` prints `-S key=value` words:
+each family that has some (conf/vae/, conf/ebm/, ...), a scale (conf/scale/), what the preset wants at that scale
+(conf/vae_at/, ...), and further words (Hydra's override grammar). `--flags` prints `-S key=value` words:
 `dvc exp run $(python -m tools.compose --flags scale=gpu)`; a value that Hydra wants in quotes needs
 `eval "dvc exp run $(...)"` instead. The one place where keys come and go is sample.<family>.also, the further rows of
 the report: `+sample.edm.also.ddim.sampler=ddim` adds one, `~sample.vae.also.mixture` takes one out, here as after -S.
@@ -36,7 +36,8 @@ from stages import ROOT, run
 CONF = ROOT / "conf"
 HEADER = "# composed by: python -m tools.compose "
 USAGE = (
-    "usage: python -m tools.compose [--flags | --check] [data=... vae=... ncsn=... ddpm=... scale=...] [key=value ...]"
+    "usage: python -m tools.compose [--flags | --check] "
+    "[data=... vae=... ebm=... ncsn=... ddpm=... scale=...] [key=value ...]"
 )
 DEFAULTS = re.compile(r"\A(?:#.*\n|\n)*defaults:.*\n(?:[ -].*\n)*\n*")  # head of conf/config.yaml, not for params.yaml
 PLAIN = re.compile(r"[A-Za-z_/][\w/.:%?@+-]*")  # strings that Hydra's grammar takes without quotes

@@ -1,17 +1,33 @@
-"""Energy-based model after IGEBM (Du & Mordatch 2019, arXiv 1903.08689): p(x) ~ exp(-E(x)), trained by short chains.
+"""Energy-based models, p(x) ~ exp(-E(x)): drawn from by Langevin dynamics, trained to one of two objectives.
+
+`contrast`, after IGEBM (Du & Mordatch 2019, arXiv 1903.08689):
 
     loss = E(x+) - E(x-) + alpha (E(x+)^2 + E(x-)^2)
 
 x+ are data with a little noise; x- are drawn by Langevin dynamics, each chain going on from where an earlier one ended
 (a replay buffer, a share of it restarted from noise). The chains' steps are large against their noise, as published:
-the density at temperature one is not what they draw from, and no likelihood is reported.
+the density at temperature one is not what they draw from. Improved contrastive divergence (Du et al. 2021, arXiv
+2012.01316) adds what `kl`, `entropy` and `augment` ask for.
+
+`recovery`, diffusion recovery likelihood (Gao et al. 2021, arXiv 2012.08125): an energy of the data under every noise
+level of a ladder, and conditional densities of one level given the next, close to Gaussians where p itself is not:
+
+    p(y | x) ~ exp(-E(y, sigma_i) - |x - y|^2 / 2 s^2),    y = x0 + sigma_i z,    x = y + s z',
+    s^2 = sigma_{i+1}^2 - sigma_i^2
+
+Their likelihood is trained by chains that start at x, or where `chain` is 0 by the normal approximation for small s
+(their section 3.3), which is denoising score matching of the gradient of an energy. Images are drawn from noise, level
+by level. No likelihood is reported for either.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.utils.parametrize import cached
@@ -22,69 +38,128 @@ from pofx.core.images import to_model, to_uint8
 from pofx.core.loop import Train
 from pofx.core.progress import Bar
 from pofx.core.rng import Noise
-from pofx.nn.energy import Energy
+from pofx.nn.energy import Energy, Shape
+
+Images = Float[Tensor, "b 3 h w"]
+NEIGHBOURS = 100  # images of the buffer among which the entropy term looks for the nearest
+CALM, WILD = 100, 5.0  # steps until the gap's spread is known, and of a gap outside it; in standard deviations
 
 
 @dataclass(frozen=True)
 class Config:
-    channels: int
-    blocks: int
-    patch: int
-    spectral: bool
+    objective: Literal["contrast", "recovery"]
+    net: Shape
+    chain: int  # Langevin steps a training step; recovery: 0 for the normal approximation
+    # contrast
     alpha: float  # weight of the squared energies, which holds them near zero
     data_noise: float  # standard deviation added to x+
     buffer: int  # images kept between steps
     fresh: float  # share of chains that start from noise
-    chain: int  # Langevin steps a training step
+    augment: float  # share of the others that start from a changed image: cropped, mirrored, in other colours
     step_size: float  # on the clipped gradient
     noise: float  # standard deviation added each step
     grad_clip: float  # largest absolute value of an element of the gradient with respect to the image
-    energy_limit: float  # a mean |E| above it stops the run
+    kl: float  # weight of the energy that the last step of a chain comes to, as a function of that step
+    entropy: float  # weight of the entropy of what the last steps come to; both 0: not improved
+    energy_limit: float  # a mean |E| above it fires a guard
+    # recovery
+    sigma_min: float  # of the ladder, images on [-1, 1]
+    sigma_max: float
+    levels: int
+    sigma_data: float  # standard deviation of the data
+    log_mean: float  # normal approximation: of log sigma in training
+    log_std: float
+    step: float  # of a chain: 1 forgets, in a Gaussian, where it was
     train: Train
 
     def __post_init__(self) -> None:
-        if self.buffer < self.train.batch:
+        if self.objective == "contrast" and self.buffer < self.train.batch:
             raise ValueError(f"buffer = {self.buffer} should hold at least a batch ({self.train.batch})")
-        if self.chain < 1:
-            raise ValueError(f"chain = {self.chain} should be at least 1")
+        if self.chain < (self.objective == "contrast"):
+            raise ValueError(f"chain = {self.chain} should be at least {int(self.objective == 'contrast')}")
+        if not self.sigma_max > self.sigma_min > 0:
+            raise ValueError(f"sigma_min = {self.sigma_min} should lie between 0 and sigma_max = {self.sigma_max}")
+        if self.levels < 2:
+            raise ValueError(f"levels = {self.levels} should be at least 2")
+        for key, most in (("fresh", 1), ("augment", 1), ("step", 1), ("kl", math.inf), ("entropy", math.inf)):
+            if not 0 <= getattr(self, key) <= most:
+                raise ValueError(f"{key} = {getattr(self, key)} should lie between 0 and {most}")
+        if not self.step:
+            raise ValueError("step = 0 would leave chains where they are")
 
 
 @dataclass(frozen=True)
 class Sample(Draw):
     batch: int
-    chain: int  # Langevin steps
-    start: Literal["noise", "buffer"]
+    chain: int  # Langevin steps; recovery: at every level
+    start: Literal["noise", "buffer"]  # recovery keeps no buffer
+
+
+ALARMS = {
+    "energy": "the mean energy left its bounds (ebm.energy_limit): "
+    "lower ebm.train.lr or ebm.step_size, or raise ebm.alpha or ebm.chain",
+    "gap": "the energies of data and chains ran apart: lower ebm.train.lr, or raise ebm.chain",
+    "denoising": "the gradient of the energy denoises far worse than none would: lower ebm.train.lr",
+}
+WARNINGS = {
+    "uphill": "chains end at higher energies than they start from: raise ebm.chain, or lower ebm.step_size or ebm.step",
+    "saturated": "more than a fifth of the chains' pixels are black or white: lower ebm.step_size or ebm.grad_clip",
+    "alike": "the chains' images differ from each other less than a third as much as data do: raise ebm.fresh",
+}
 
 
 class Model(Family):
-    alarms: Mapping[str, str] = {
-        "energy": "the mean energy left its bounds (ebm.energy_limit): "
-        "lower ebm.train.lr or ebm.step_size, or raise ebm.alpha or ebm.chain"
-    }
-
     def __init__(self, cfg: Config):
         super().__init__()
         self.cfg = cfg
-        self.net = Energy(cfg.channels, cfg.blocks, cfg.patch, cfg.spectral)
-        self.register_buffer("buffer", torch.randint(0, 256, (cfg.buffer, 3, 32, 32), dtype=torch.uint8))
+        self.net = Energy(cfg.net, levels=cfg.objective == "recovery")
+        if cfg.objective == "contrast":
+            alarms, warnings = ("energy", "gap"), tuple(WARNINGS)
+            self.register_buffer("buffer", torch.randint(0, 256, (cfg.buffer, 3, 32, 32), dtype=torch.uint8))
+        else:
+            alarms, warnings = (("gap",), ("uphill",)) if cfg.chain else (("denoising",), ())
+            rungs = torch.logspace(math.log10(cfg.sigma_min), math.log10(cfg.sigma_max), cfg.levels + 1)
+            self.register_buffer("rungs", rungs, persistent=False)
+        self.alarms, self.warnings = {k: ALARMS[k] for k in alarms}, {k: WARNINGS[k] for k in warnings}
+        self.register_buffer("gap", torch.zeros(4))  # mean and mean square of the gap; steps so far, and outside
 
-    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Terms:
+    def forward(self, x: Images) -> Terms:
+        if self.cfg.objective == "contrast":
+            return self._contrast(x)
+        return self._recover(x) if self.training and self.cfg.chain else self._approximate(x)
+
+    # --- contrast
+
+    def _contrast(self, x: Images) -> Terms:
+        cfg = self.cfg
         start, slots = self._start(len(x), x.device)
-        negative, first = self._langevin(start, self.cfg.chain) if self.training else (start, None)
+        improved = self.training and bool(cfg.kl or cfg.entropy)
+        negative, first, extra = start, None, torch.zeros(len(x), device=x.device)
         if self.training:
+            negative, first = self._langevin(start, cfg.chain - improved)
+            if improved:
+                negative, extra = self._last_step(negative)
             self.buffer[slots] = to_uint8(negative)
-        positive = x + self.cfg.data_noise * torch.randn_like(x)
+        positive = x + cfg.data_noise * torch.randn_like(x)
         # One pass: nothing in the network mixes images.
         e_pos, e_neg = self.net(torch.cat([positive, negative])).float().chunk(2)
         size = e_pos.detach().abs().mean() + e_neg.detach().abs().mean()
+        saturated, move = (negative.abs() == 1).float().mean(), (negative - start).abs().mean()
+        fall = (first if first is not None else e_neg).detach() - e_neg.detach()
+        diversity = _spread(negative) / _spread(x)
         return {
-            "loss": e_pos - e_neg + self.cfg.alpha * (e_pos.square() + e_neg.square()),
+            "loss": e_pos - e_neg + cfg.alpha * (e_pos.square() + e_neg.square()) + extra,
             "energy_data": e_pos,
             "energy_model": e_neg,
-            "saturated": (negative.abs() == 1).float().mean(),
-            "chain_move": (negative - start).abs().mean(),
-            "chain_fall": (first if first is not None else e_neg).detach() - e_neg.detach(),
-            "alarm_energy": size > 2 * self.cfg.energy_limit,
+            "saturated": saturated,
+            "diversity": diversity,
+            "chain_move": move,
+            "chain_fall": fall,
+            "alarm_energy": size > 2 * cfg.energy_limit,
+            "alarm_gap": self._outside((e_pos - e_neg).detach().mean()),
+            "warn_uphill": fall.mean() < 0,
+            "warn_saturated": saturated > 0.2,
+            "warn_alike": diversity < 0.3,
         }
 
     def _start(self, n: int, device: torch.device) -> tuple[Float[Tensor, "n 3 32 32"], Int64[Tensor, " n"]]:
@@ -94,40 +169,171 @@ class Model(Family):
         else:  # nothing is put back, and a batch may be larger than the buffer
             slots = torch.randint(len(self.buffer), (n,), device=device)
         start = to_model(self.buffer[slots])
-        fresh = torch.rand(n, 1, 1, 1, device=device) < self.cfg.fresh
-        return torch.where(fresh, 2 * torch.rand_like(start) - 1, start), slots
+        if self.cfg.augment and self.training:
+            start = torch.where(_chance(self.cfg.augment, start), augmented(start), start)
+        return torch.where(_chance(self.cfg.fresh, start), 2 * torch.rand_like(start) - 1, start), slots
 
     def _langevin(
-        self, x: Float[Tensor, "n 3 32 32"], steps: int, draw=torch.randn_like
-    ) -> tuple[Float[Tensor, "n 3 32 32"], Float[Tensor, " n"]]:
+        self, x: Images, steps: int, draw=torch.randn_like, known: tuple[Images, Tensor] | None = None
+    ) -> tuple[Images, Float[Tensor, " b"] | None]:
         """`steps` steps of x <- clamp(x - step_size * clip(dE/dx) + noise), without gradients of the weights.
 
+        Args:
+            known: images and a mask of the pixels that are put back after every step.
+
         Returns:
-            Where the chains end, and the energies at which they started.
+            Where the chains end, and the energies at which they started (None: no step).
         """
-        cfg, weights = self.cfg, [p for p in self.net.parameters() if p.requires_grad]
-        for p in weights:
-            p.requires_grad_(False)
-        was_training = self.net.training
-        self.net.eval()  # spectral norm: no power iterations inside a chain
-        first = None
-        with cached():  # the weights stand still: one spectral normalisation a chain
+        cfg, first = self.cfg, None
+        with self._still():
             for _ in range(steps):
-                with torch.enable_grad():
-                    x = x.detach().requires_grad_(True)
-                    energy = self.net(x)
-                    (slope,) = torch.autograd.grad(energy.sum(), x)
-                first = energy.detach() if first is None else first
-                with torch.no_grad():
-                    x = x - cfg.step_size * slope.clamp(-cfg.grad_clip, cfg.grad_clip) + cfg.noise * draw(x)
-                    x = x.clamp_(-1, 1)
-        self.net.train(was_training)
-        for p in weights:
-            p.requires_grad_(True)
+                energy, slope = _slope(self.net, x)
+                first = energy if first is None else first
+                x = x - cfg.step_size * slope.clamp(-cfg.grad_clip, cfg.grad_clip) + cfg.noise * draw(x)
+                x = x.clamp_(-1, 1)
+                if known is not None:
+                    x = torch.where(known[1], known[0], x)
         return x.detach(), first
 
+    def _last_step(self, x: Images) -> tuple[Images, Float[Tensor, " b"]]:
+        """The last step of the chains, and what it adds to the loss: the energy that it comes to, which the sampler
+        should bring down, less the entropy of its images, by their distance to the nearest of the buffer (the paper's
+        equations 9 and 11). Both are functions of the weights by way of the step alone."""
+        cfg = self.cfg
+        with self._eval(), torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            (slope,) = torch.autograd.grad(self.net(x).sum(), x, create_graph=True)
+            moved = x.detach() - cfg.step_size * slope.clamp(-cfg.grad_clip, cfg.grad_clip)
+            moved = (moved + cfg.noise * torch.randn_like(x)).clamp(-1, 1)
+        others = to_model(self.buffer[torch.randperm(len(self.buffer), device=x.device)[:NEIGHBOURS]])
+        nearest = torch.cdist(moved.flatten(1), others.flatten(1)).amin(1)
+        with self._still():
+            energy = self.net(moved).float()
+        return moved.detach(), cfg.kl * energy - cfg.entropy * (nearest + 1e-6).log()
+
+    # --- recovery
+
+    def _energy(self, x: Images, sigma: Float[Tensor, "b 1 1 1"]) -> Float[Tensor, " b"]:
+        """E(x, sigma): a Gaussian's, and a network's whose gradient is of unit scale at every level. It is EDM's
+        preconditioning (Karras et al. 2022, table 1) of the denoiser x - sigma^2 dE/dx, written as an energy."""
+        total = (sigma**2 + self.cfg.sigma_data**2).sqrt()
+        gaussian = (x / total).square().flatten(1).sum(1) / 2
+        return gaussian + self.cfg.sigma_data / sigma.flatten() * self.net(x / total, sigma.flatten().log() / 4)
+
+    def _level(self, i: Int64[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
+        return self.rungs[i].view(-1, 1, 1, 1)
+
+    def _approximate(self, x: Images) -> Terms:
+        """Squared error of the denoised images: what the likelihood becomes where s is small, weighted as in EDM."""
+        cfg = self.cfg
+        sigma = (cfg.log_mean + cfg.log_std * torch.randn(len(x), 1, 1, 1, device=x.device)).exp()
+        sigma = sigma.clamp(cfg.sigma_min, cfg.sigma_max)
+        noisy = x + sigma * torch.randn_like(x)
+        energy, slope = _slope(lambda at: self._energy(at, sigma), noisy, graph=self.training)
+        weight = (sigma**2 + cfg.sigma_data**2) / (sigma * cfg.sigma_data) ** 2
+        loss = (weight * (noisy - sigma**2 * slope - x).square()).flatten(1).mean(1)
+        return {"loss": loss, "energy_data": energy, "alarm_denoising": loss.detach().mean() > 10}  # none: about 1
+
+    def _recover(self, x: Images) -> Terms:
+        """The difference of energies at the data's x_i and at the end of chains that start at x_{i+1}."""
+        i = torch.randint(self.cfg.levels, (len(x),), device=x.device)
+        sigma = self._level(i)
+        positive = x + sigma * torch.randn_like(x)
+        above = positive + (self._level(i + 1) ** 2 - sigma**2).sqrt() * torch.randn_like(x)
+        with self._still():
+            first, _ = _slope(lambda at: self._energy(at, sigma), above)
+        negative = self._conditional(above, i, self.cfg.chain)
+        e_pos, e_neg = self._energy(torch.cat([positive, negative]), torch.cat([sigma, sigma])).float().chunk(2)
+        gap = (e_pos - e_neg).detach().mean()
+        fall = (first - e_neg).detach()
+        return {
+            # Gradients of the energies grow as 1 / sigma: each level weighs the same.
+            "loss": sigma.flatten() / self.cfg.sigma_data * (e_pos - e_neg),
+            "energy_data": e_pos,
+            "energy_model": e_neg,
+            "chain_move": (negative - above).abs().mean(),
+            "chain_fall": fall,
+            "alarm_gap": self._outside(gap),
+            "warn_uphill": fall.mean() < 0,
+        }
+
+    def _conditional(self, above: Images, i: Int64[Tensor, " b"], steps: int, draw=torch.randn_like) -> Images:
+        """Images at level i given images `above` at i + 1, by `steps` Langevin steps that start there.
+
+        The step is `step` of the variance v that the conditional has in directions of noise alone, and the noise added
+        leaves just this variance there: a step of 1 renews it as a whole, and a single one is ancestral sampling.
+        Where the data vary, large steps leave less than the density's variance, at worst half of it if levels are few.
+        """
+        sigma, c = self._level(i), self.cfg.step
+        s2 = self._level(i + 1) ** 2 - sigma**2
+        v, y = 1 / (1 / s2 + 1 / sigma**2), above
+        with self._still():
+            for _ in range(steps):
+                _, slope = _slope(lambda at: self._energy(at, sigma), y)
+                y = y - c * v * (slope + (y - above) / s2) + (c * (2 - c) * v).sqrt() * draw(y)
+        return y
+
+    def _descend(
+        self, x: Images, top: int, noise: Noise, cfg: Sample, known: tuple[Images, Tensor] | None = None
+    ) -> Images:
+        """From level `top` of the ladder down to images without noise."""
+
+        def draw(like: Images) -> Images:
+            return noise.normal(*like.shape[1:])
+
+        with cached():
+            for i in Bar(range(top - 1, -1, -1), desc="levels", leave=False):
+                x = self._conditional(x, torch.full((len(x),), i, device=x.device), cfg.chain, draw)
+                if known is not None:
+                    x = torch.where(known[1], known[0] + self.rungs[i] * draw(x), x)
+        sigma = self._level(torch.zeros(len(x), dtype=torch.int64, device=x.device))
+        with self._still():
+            return x - sigma**2 * _slope(lambda at: self._energy(at, sigma), x)[1]
+
+    # --- both
+
+    @contextmanager
+    def _eval(self) -> Iterator[None]:
+        """Without power iterations of the spectral norms: they would change the energy within a chain."""
+        was_training = self.net.training
+        self.net.eval()
+        try:
+            yield
+        finally:
+            self.net.train(was_training)
+
+    @contextmanager
+    def _still(self) -> Iterator[None]:
+        """The network as a function of images alone: no gradients of the weights, one spectral normalisation."""
+        weights = [p for p in self.net.parameters() if p.requires_grad]
+        for p in weights:
+            p.requires_grad_(False)
+        try:
+            with self._eval(), cached():
+                yield
+        finally:
+            for p in weights:
+                p.requires_grad_(True)
+
+    def _outside(self, gap: Float[Tensor, ""]) -> Tensor:
+        """Whether the gap between energies was outside five times its running spread for a hundred steps on end."""
+        if not self.training:
+            return torch.zeros((), dtype=torch.bool, device=gap.device)
+        mean, square, steps, out = self.gap.unbind()
+        wild = (steps >= CALM) & ((gap - mean).abs() > WILD * (square - mean**2).clamp(min=0).sqrt())
+        share = torch.where(wild, 0.0, 1 / (steps + 1).clamp(max=CALM))  # outliers do not widen the spread
+        self.gap.copy_(torch.stack([
+            mean + share * (gap - mean), square + share * (gap**2 - square), steps + 1, torch.where(wild, out + 1, 0.0)
+        ]))  # fmt: skip
+        return self.gap[3] >= CALM
+
     def sample(self, noise: Noise, cfg: Sample) -> Float[Tensor, "n 3 32 32"]:
-        """Chains of cfg.chain steps from uniform noise, or from the places noise.start.. of the replay buffer."""
+        """Contrast: chains of cfg.chain steps from uniform noise, or from the places noise.start.. of the buffer.
+        Recovery: cfg.chain steps at every level of the ladder, from noise."""
+        if self.cfg.objective == "recovery":
+            if cfg.start == "buffer":
+                raise UserError("ebm.objective=recovery keeps no replay buffer: set sample.ebm.start=noise")
+            return self._descend(self.cfg.sigma_max * noise.normal(3, 32, 32), self.cfg.levels, noise, cfg)
         if cfg.start == "noise":
             x = 2 * noise.uniform(3, 32, 32) - 1
         else:
@@ -136,7 +342,43 @@ class Model(Family):
                     f"sample.n exceeds ebm.buffer = {len(self.buffer)}: lower it, or set sample.ebm.start=noise"
                 )
             x = to_model(self.buffer[noise.start : noise.stop])
+        return self._chain(x, noise, cfg)
+
+    def _chain(self, x: Images, noise: Noise, cfg: Sample, known: tuple[Images, Tensor] | None = None) -> Images:
         with cached():
             for _ in Bar(range(cfg.chain), desc="chain", leave=False):
-                x, _ = self._langevin(x, 1, draw=lambda like: noise.normal(*like.shape[1:]))
+                x, _ = self._langevin(x, 1, lambda like: noise.normal(*like.shape[1:]), known)
         return x
+
+
+def _slope(energy, x: Images, graph: bool = False) -> tuple[Float[Tensor, " b"], Images]:
+    """The energies of images and their gradients; with a graph of the weights where asked."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        found = energy(x)
+        (slope,) = torch.autograd.grad(found.sum(), x, create_graph=graph)
+    return found.detach(), slope
+
+
+def _chance(share: float, like: Images) -> Tensor:
+    return torch.rand(len(like), 1, 1, 1, device=like.device) < share
+
+
+def _spread(x: Images) -> Float[Tensor, ""]:
+    """Mean distance of neighbours in the batch."""
+    return (x - x.roll(1, 0)).flatten(1).norm(dim=1).mean()
+
+
+def augmented(x: Images) -> Images:
+    """Images cropped to 70 to 100 percent of a side, mirrored by chance, colours scaled and shifted by up to a fifth:
+    moves that a chain would not make by itself."""
+    n, like = len(x), {"device": x.device}
+    scale = 0.7 + 0.3 * torch.rand(n, **like)
+    shift = (1 - scale)[:, None] * (2 * torch.rand(n, 2, **like) - 1)
+    mirror = 1 - 2 * torch.randint(2, (n,), **like)
+    zero = torch.zeros_like(scale)
+    rows = [torch.stack([mirror * scale, zero, shift[:, 0]], 1), torch.stack([zero, scale, shift[:, 1]], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
+    cut = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    gain, lift = (0.4 * torch.rand(2, n, 3, 1, 1, **like) - 0.2).unbind()
+    return ((1 + gain) * cut + lift).clamp(-1, 1)

@@ -16,6 +16,7 @@ from pofx.core.errors import UserError
 from pofx.nn import lite0
 
 LAYERS = {"efficientnet_lite0": 16, "vgg19": 37}  # residual blocks; modules of torchvision's `features`
+SHIFTS = 8  # the stride of the third map of EfficientNet-Lite0
 Backbone = tuple[nn.Sequential, Sequence[float], Sequence[float]]
 
 
@@ -74,12 +75,14 @@ class Perceptual:
         self.net = net[: self.layers[-1] + 1].eval().requires_grad_(False)
         self.mean, self.std = (torch.tensor(m)[:, None, None] for m in moments)
 
-    def features(self, x: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b ..."]]:
-        """Maps after each of `layers`, of images in [-1, 1]."""
+    def features(self, x: Float[Tensor, "b 3 h w"], cut: tuple[int, int] = (0, 0)) -> list[Float[Tensor, "b ..."]]:
+        """Maps after each of `layers`, of images in [-1, 1], enlarged, without the first `cut` of the enlarged rows and
+        columns (at most SHIFTS - 1)."""
         if self.mean.device != x.device:
             self.net, self.mean, self.std = (part.to(x.device) for part in (self.net, self.mean, self.std))
-        size = (self.side, self.side)
-        h, found = F.interpolate((x - self.mean) / self.std, size, mode="bilinear", align_corners=False), []
+        size, (top, left) = self.side + SHIFTS - 1, cut
+        h = F.interpolate((x - self.mean) / self.std, (size, size), mode="bilinear", align_corners=False)
+        h, found = h[:, :, top : top + self.side, left : left + self.side], []
         for i, layer in enumerate(self.net):
             h = layer(h)
             if i in self.layers:
@@ -88,8 +91,14 @@ class Perceptual:
 
     def __call__(self, x: Float[Tensor, "b 3 h w"], y: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
         """Sum over layers of half the mean squared difference, times the numbers in an image: each layer weighs as much
-        as the pixels under a Gaussian of standard deviation 1, whatever the size of image and map."""
+        as the pixels under a Gaussian of standard deviation 1, whatever the size of image and map.
+
+        Both are shifted at random by up to SHIFTS - 1 enlarged pixels: the strides of the backbone would otherwise see
+        the same pixels better than others every time, and print their grid on the images.
+        """
+        cut = tuple(torch.randint(SHIFTS, (2,)).tolist())  # on the CPU: no sync
         with torch.no_grad():
-            want = self.features(x)
-        parts = [0.5 * (a - b).float().square().flatten(1).mean(1) for a, b in zip(want, self.features(y), strict=True)]
+            want = self.features(x, cut)
+        pairs = zip(want, self.features(y, cut), strict=True)
+        parts = [0.5 * (a - b).float().square().flatten(1).mean(1) for a, b in pairs]
         return x[0].numel() * torch.stack(parts).sum(0)
