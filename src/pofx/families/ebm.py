@@ -7,11 +7,12 @@ x+ are data with a little noise; x- are drawn by Langevin dynamics, each chain g
 the density at temperature one is not what they draw from, and no likelihood is reported.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.utils.parametrize import cached
 
@@ -138,4 +139,26 @@ class Model(Family):
         with cached():
             for _ in Bar(range(cfg.chain), desc="chain", leave=False):
                 x, _ = self._langevin(x, 1, draw=lambda like: noise.normal(*like.shape[1:]))
+        return x
+
+    # --- what an energy is for
+
+    def energy(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+        return self.net(x).float()
+
+    def inpaint(
+        self, x: Float[Tensor, "b 3 h w"], known: Bool[Tensor, "b 1 h w"], noise: Noise, cfg: Sample
+    ) -> Float[Tensor, "b 3 h w"]:
+        """A chain from uniform noise in which the known pixels are put back after every step."""
+        start = 2 * noise.uniform(*x.shape[1:]) - 1
+        return self._walk(torch.where(known, x, start), noise, cfg.chain, lambda y: torch.where(known, x, y))
+
+    def restore(self, x: Float[Tensor, "b 3 h w"], sigma: float, noise: Noise, cfg: Sample) -> Float[Tensor, "b 3 h w"]:
+        """A chain from x; it is the same whatever the noise, which this energy knows nothing of."""
+        return self._walk(x, noise, cfg.chain)
+
+    def _walk(self, x: Tensor, noise: Noise, steps: int, after: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+        with cached():
+            for _ in Bar(range(steps), desc="chain", leave=False):
+                x = after(self._langevin(x, 1, draw=lambda like: noise.normal(*like.shape[1:]))[0])
         return x
