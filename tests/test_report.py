@@ -107,7 +107,7 @@ def test_page_shows_what_an_energy_is_for(built):
     assert first["row"][0] == "test images (ebm)" and first["Langevin steps"] == (report.BLANK, float("inf"))
     assert first["energy"][0] == "+0.04" and rows[0]["energy"][0] == "+4.00" and rows[0]["saturated"][0] == "1.00%"
     assert rows[-1]["refused"][0] == "the <buffer> is too small" and rows[-1]["kid_effnet"][0] == report.BLANK
-    for told in ("0.251", "below 0.5: the model finds the others likelier", "± 0.018", "+4.00"):
+    for told in ("0.251", "below 0.5: the model finds the others likelier", "subsets of 128", "± 0.018", "+4.00"):
         assert told in html and told in markdown, told
     flat = " ".join(html.split())
     captions = (

@@ -249,6 +249,7 @@ def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
         "scores": scores(got.energies),
         "scores_notice": scores_notice(got.energies),
         "chains": chains(got.energies),
+        "chains_notice": chains_notice(got.energies),
         "uses": {f: _uses(got, f) for f in got.energies},
         "progress": {f: _uri(path) for f, path in got.progress.items()},
         "codes": codes(order, got.metrics),
@@ -324,6 +325,19 @@ def scores_notice(energies: dict[str, dict[str, Any]]) -> str:
         "the other image has the higher energy. 1: all told apart; 0.5: chance; below 0.5: the model finds the others "
         f"likelier than the data. Training images should score 0.5, within ± {p['chance']:.3f} (one standard "
         "deviation, by chance alone); clearly less would be learning by heart."
+    )
+
+
+def chains_notice(energies: dict[str, dict[str, Any]]) -> str:
+    """What the distances of chains may be compared with."""
+    if not energies:
+        return ""
+    found = next(iter(energies.values()))
+    (fd, kid, _), p = found["keys"], found["protocol"]
+    return (
+        f"{found['n']:,} images a point, from the same noise at every length. {fd} of so few images is far above that "
+        f"of the leaderboard and must not be set beside it; {kid} may. ± is its standard deviation over "
+        f"{p['kid_subsets']} subsets of {p['kid_subset_size']:,}. Reference: {p['reference']}."
     )
 
 
@@ -480,8 +494,8 @@ def protocol(metrics: Metrics, model: str) -> str:
 
 
 def _markdown(got: Material, board: pd.DataFrame) -> str:
-    tables = (scores(got.energies), chains(got.energies))
-    used = [shown(cells).to_markdown(index=False, disable_numparse=True) for cells in tables]
+    tables = (shown(table(got.energies)).to_markdown(index=False, disable_numparse=True) for table in (scores, chains))
+    used = ("## Energy", scores_notice(got.energies), next(tables), chains_notice(got.energies), next(tables))
     swept = ("## Distance against NFE", sweep_notice(got.sweeps), shown(points(got.sweeps)).to_markdown(index=False))
     coded = codes(list(rows(got.models, got.metrics)), got.metrics)
     parts = (
@@ -491,7 +505,7 @@ def _markdown(got: Material, board: pd.DataFrame) -> str:
         protocol(got.metrics, got.models[0]),
         *(("## Codes and reconstructions", shown(coded).to_markdown(index=False)) if coded else ()),
         *(swept if got.sweeps else ()),
-        *(("## Energy", scores_notice(got.energies), *used) if got.energies else ()),
+        *(used if got.energies else ()),
         "## Paper, Inception-FID, 50k (CIFAR-10)",
         PAPERS.to_markdown(index=False, disable_numparse=True),
     )
