@@ -154,7 +154,7 @@ class Model(Family):
         return self._walk(torch.where(known, x, start), noise, cfg.chain, lambda y: torch.where(known, x, y))
 
     def restore(self, x: Float[Tensor, "b 3 h w"], sigma: float, noise: Noise, cfg: Sample) -> Float[Tensor, "b 3 h w"]:
-        """A chain from x; it is the same whatever the noise, which this energy knows nothing of."""
+        """A chain from x, whatever sigma: this energy knows no noise levels."""
         return self._walk(x, noise, cfg.chain)
 
     def _walk(self, x: Tensor, noise: Noise, steps: int, after: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
