@@ -1,4 +1,4 @@
-"""metrics/, plots/{curves,samples,fid,denoising,progress,data}/ -> report/, plots/comparison/, metrics/summary.json.
+"""metrics/, plots/ -> report/, plots/comparison/, metrics/summary.json.
 
 Prints the table. `python -m stages.report [--table]`: with --table it prints what is there, and writes nothing.
 """
@@ -18,6 +18,7 @@ def main(*options: str) -> None:
     metrics = report.read(models, Path("metrics"))
     if not options:
         swept = config.value("sweep.models", tuple[str, ...])
+        based = config.value("energy.models", tuple[str, ...])
         progress = {f: Path(f"plots/progress/{f}.png") for f in models}
         got = report.Material(
             models=models,
@@ -29,6 +30,8 @@ def main(*options: str) -> None:
             exploration=sorted(Path("plots/data").glob("*.png")),
             sweeps={f: files.read_json(Path(f"metrics/sweep/{f}.json")) for f in swept},
             denoising={f: {name: Path(f"plots/denoising/{f}/{name}.png") for name in PICTURES} for f in swept},
+            energies={f: files.read_json(Path(f"metrics/energy/{f}.json")) for f in based},
+            uses={f: {path.stem: path for path in Path(f"plots/energy/{f}").glob("*.png")} for f in based},
             progress={f: path for f, path in progress.items() if path.is_file()},  # a family may show none
             pictures={f: {path.stem: path for path in Path(f"plots/fid/{f}").glob("*.png")} for f in models},
         )

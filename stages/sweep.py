@@ -15,7 +15,7 @@ from pofx.core import config, family, files, machine
 from pofx.core.errors import UserError
 from pofx.core.images import save_grid
 from pofx.core.rng import BLOCK, Noise, fold
-from pofx.eval import denoising, distances, extractor, sweep
+from pofx.eval import denoising, distances, drawing, extractor, sweep
 
 ROWS, COLUMNS, LEVELS, STEPS = 6, 10, 16, 20  # of the pictures; of the errors; of the interpolation
 
@@ -33,7 +33,7 @@ def main(name: str) -> None:
     told |= {"steps": config.value("sweep.steps", tuple[int, ...])}
     cfg = config.build(sweep.Sweep, {"models": [name], **told}, "sweep")
     test, reference = np.load("data/test.npy"), np.load("features/train.npy")
-    size = min(fid.kid_subset_size, cfg.n)  # as in sweep.score
+    size = min(fid.kid_subset_size, cfg.n)  # as in drawing.score
     distances.check_subset(size, cfg.n, len(reference))
     images = torch.from_numpy(test[: own.batch]).to(device)
 
@@ -53,7 +53,7 @@ def main(name: str) -> None:
     save_grid(between, folder / "interpolation.png", columns=COLUMNS)
 
     net = extractor.build(fid, RUNS / "weights", RUNS.parent, device)
-    sweep.score(rows, drawn, net, reference, fid, seed)
+    drawing.score(rows, drawn, net, reference, fid, seed, "sweep")
     protocol = {"reference": f"train, {len(reference):,} images", "extractor": net.name, "kid_subsets": fid.kid_subsets}
     protocol |= {"kid_subset_size": size, "test_images": len(images), "device": machine.name(device)}
     record = {"n": cfg.n, "keys": net.keys, "protocol": protocol, "sigma_range": model.sigma_range, "rows": rows}

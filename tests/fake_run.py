@@ -13,6 +13,7 @@ from pofx.eval import report
 MODELS = ("vae", "ebm", "ncsn")
 ROWS = {"vae": "vae", "vae-mixture": "vae", "ebm": "ebm", "ncsn": "ncsn"}  # row -> family
 SWEPT = ("ncsn", "edm")  # the second is not among the models compared
+BASED = ("ebm",)  # on an energy
 CODE = {  # of the VAE; no family has a codebook but where a test gives it one
     "bpd_iw": 5.1234, "bpd_iw_stderr": 0.01, "bpd_prior": 0.25, "bpd_decoder": 5.1821, "recon_psnr": 22.25,
     "recon_ssim": 0.57, "active_units": 7, "kl_units": [2.5, 1.25, 0.0],
@@ -100,6 +101,30 @@ def fake_sweep(scale: float, keys: list[str] = KEYS) -> dict[str, Any]:
             "strip": [60.0, 8.0, 0.5, 0.02], "ladder": [0.02, 0.5, 8.0, 60.0]}  # fmt: skip
 
 
+def fake_energy(f: str, keys: list[str] = KEYS) -> dict[str, Any]:
+    """As stages/energy.py writes it; the chains of the second row cannot start."""
+    rows = [{"row": "test images", "chain": None, "saturated": 0.0, "energy": 0.02}]
+    rows += [{"row": row, "chain": k} for row in (f, f"{f}-fresh", f"{f}-odd") for k in (0, 15, 60)]
+    for i, row in enumerate(rows):
+        if row["row"].endswith("odd"):
+            row["refused"] = "the <buffer> is too small"
+            continue
+        row |= dict(zip(keys, (120.0 + 90 * i, 0.001 + 0.4 * i, 0.05), strict=True))
+        if i:
+            row |= {"nfe": float(row["chain"]), "seconds_per_1000": 1.5 * row["chain"], "saturated": 0.01 * i}
+            row["energy"] = 3.0 - i
+    sets = {"training": 0.4731, "uniform noise": 1.0, "blends": 0.2512}
+    told = {"reference": "train, 10,000 images", "extractor": "E <1280-d>", "kid_subsets": 50, "kid_subset_size": 128}
+    told |= {"test_images": 500, "chance": 0.01827, "device": "cpu"}
+    return {
+        "n": 128, "keys": keys, "protocol": told, "test_energy": 0.0, "test_std": 0.5,
+        "auroc": [{"set": name, "auroc": value, "energy": 0.1} for name, value in sets.items()],
+        "rows": rows, "chain": 60,
+        "inpainting": [{"unknown": "right half", "images": 32, "psnr_filled": 13.9, "psnr": 12.14}],
+        "restoring": [{"sigma": 0.2, "images": 64, "psnr_noisy": 20.2, "psnr": 22.37}],
+    }  # fmt: skip
+
+
 def fake_material(folder: Path, metrics: report.Metrics) -> report.Material:
     folder.mkdir()
     rng, seen = np.random.default_rng(0), np.arange(1, 101) * 1000
@@ -129,6 +154,11 @@ def fake_material(folder: Path, metrics: report.Metrics) -> report.Material:
         exploration=[folder / "class_balance.png"],
         sweeps={f: fake_sweep(1.0 + i) for i, f in enumerate(SWEPT)},
         denoising={f: {k: v for k, v in pictures.items() if k != "progress"} for f in SWEPT},
+        energies={f: fake_energy(f) for f in BASED},
+        uses={
+            f: dict.fromkeys(("inpainting", "denoising", f"chain_{f}", f"chain_{f}-fresh"), pictures["strip"])
+            for f in BASED
+        },
         progress={f: pictures["progress"] for f in ("vae", "ncsn")},
         pictures={f: dict.fromkeys(names, pictures["progress"]) for f, names in shown.items()},
     )

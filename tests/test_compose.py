@@ -140,6 +140,9 @@ def test_later_words_win_and_are_in_the_header():
         ("models=[vae,ebn]", "did you mean ebm"),
         ("models=[]", "models"),
         ("models=[vae,vae]", "models"),
+        ("energy.models=[ebm,ebm]", "energy.models = ['ebm', 'ebm'] should name families, each once"),
+        ("energy.models=[ebn]", "energy.models names 'ebn', which is no family: did you mean ebm"),
+        ("energy.chains=[0,-5]", "energy.chains = [0, -5]"),
         ("seed=1.5", "seed"),
         ("seed", "key=value"),
         ("--flag", "usage"),
@@ -159,6 +162,12 @@ def test_bad_words_are_one_line_and_leave_the_file_alone(here: Path, word, messa
     assert message in str(error.value) and "\n" not in str(error.value)
     assert (here / "params.yaml").read_text() == "kept\n"
     assert len(list(here.iterdir())) == 1
+
+
+def test_there_may_be_nothing_to_sweep_and_no_energy():
+    text = compose.text(["sweep.models=[]", "energy.models=[]"])
+    tree = load(text)
+    assert tree["sweep"]["models"] == tree["energy"]["models"] == []
 
 
 def test_group_with_an_unknown_key(monkeypatch: pytest.MonkeyPatch):

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from fake_run import CODE, MODELS, ROWS, SWEPT, fake_material, fake_metrics, fake_sweep
+from fake_run import BASED, CODE, MODELS, ROWS, SWEPT, fake_energy, fake_material, fake_metrics, fake_sweep
 from PIL import Image
 
 from pofx.core.errors import UserError
@@ -49,8 +49,8 @@ def test_page_is_self_contained(built):
     assert not page.open, "unclosed tags"
     assert page.loads and all(load.startswith("data:image/png;base64,") for load in page.loads)
     assert not re.search(r"https?://|@import|url\(", html)
-    # Samples and data, comparison, neighbours, codes, denoising, errors and NFE, curves, progress, data.
-    assert len(page.images) == 5 + 2 + 2 + 3 + 3 * len(SWEPT) + 2 + 3 + 2 + 1
+    # Samples and data, comparison, neighbours, codes, denoising, errors and NFE, energy, curves, progress, data.
+    assert len(page.images) == 5 + 2 + 2 + 3 + 3 * len(SWEPT) + 2 + 1 + 4 * len(BASED) + 3 + 2 + 1
     assert all(image["alt"] for image in page.images)
     assert "prefers-color-scheme: dark" in html and "viewport" in html
 
@@ -100,10 +100,33 @@ def test_every_point_of_a_sweep_is_listed_and_what_was_refused_with_its_reason(b
     assert [row["last denoising"][0] for row in rows[:3]] == ["yes", "no", "yes"]
     assert blank["NFE"] == (report.BLANK, float("inf")) and blank["kid_effnet"][0] == report.BLANK
     assert "ancestral &lt;needs&gt; more steps" in html and "ancestral <needs> more steps" in markdown
-    assert html.count('class="note"') == len(SWEPT) * len(rows)
+    assert html.count('class="note"') == len(SWEPT) * len(rows) + len(fake_energy("ebm")["rows"])
     for told in ("256 images a point", "50 subsets of 256", "must not be set beside the leaderboard"):
         assert told in html and told in markdown, told
     assert "cpu &lt;fast&gt;" in html
+
+
+def test_page_shows_what_an_energy_is_for(built):
+    html, markdown = ((built[0] / "report" / name).read_text() for name in ("index.html", "report.md"))
+    (row,) = report.scores({"ebm": fake_energy("ebm")})
+    assert {k: v[0] for k, v in row.items()} == {
+        "model": "ebm", "training": "0.473", "uniform noise": "1.000", "blends": "0.251",
+    }  # fmt: skip
+    first, *rows = report.chains({"ebm": fake_energy("ebm")})
+    assert first["row"][0] == "test images (ebm)" and first["Langevin steps"] == (report.BLANK, float("inf"))
+    assert first["energy"][0] == "+0.04" and rows[0]["energy"][0] == "+4.00" and rows[0]["saturated"][0] == "1.00%"
+    assert rows[-1]["refused"][0] == "the <buffer> is too small" and rows[-1]["kid_effnet"][0] == report.BLANK
+    for told in ("0.251", "below 0.5: the model finds the others likelier", "subsets of 128", "± 0.018", "+4.00"):
+        assert told in html and told in markdown, told
+    flat = " ".join(html.split())
+    captions = (
+        "Right half hidden, 32 images: PSNR of the hidden pixels 12.1 dB",
+        "filled with the mean of the rest, 13.9 dB",
+    )
+    captions += ("PSNR 20.2 dB with noise, 22.4 dB restored", "after 0, 1, 2, 4, 60 Langevin steps", 'href="#energy"')
+    for needed in captions:
+        assert needed in flat, needed
+    assert "the &lt;buffer&gt; is too small" in html
 
 
 def test_page_shows_codes_and_neighbours(built):
@@ -169,14 +192,14 @@ def test_a_run_without_codes_and_pictures_is_shown_too(tmp_path):
 
 def test_without_denoisers_there_are_no_empty_sections(tmp_path):
     got = fake_material(tmp_path / "in", fake_metrics())
-    got = dataclasses.replace(got, sweeps={}, denoising={}, progress={})
+    got = dataclasses.replace(got, sweeps={}, denoising={}, energies={}, uses={}, progress={})
     report.build(got, tmp_path / "report", tmp_path / "comparison")
     html, markdown = ((tmp_path / "report" / name).read_text() for name in ("index.html", "report.md"))
     assert not Page(html).open
-    for heading in ("Denoising", "NFE</h2>", "During training"):
+    for heading in ("Denoising", "NFE</h2>", "Energy", "During training"):
         assert heading not in html, heading
-    assert "Distance against NFE" not in markdown
-    assert not (tmp_path / "comparison/nfe.png").exists()
+    assert "Distance against NFE" not in markdown and "## Energy" not in markdown
+    assert not any((tmp_path / f"comparison/{name}.png").exists() for name in ("nfe", "chain"))
 
 
 def test_the_figure_of_a_sweep_stands_what_a_run_may_bring(tmp_path):
@@ -224,7 +247,7 @@ def test_the_brief_table_fits_a_terminal():
 
 def test_figures_are_not_empty(built):
     names = {p.name for p in (built[0] / "comparison").iterdir()}
-    fixed = {f"{name}.png" for name in ("distance", "cost", "overview", "nfe", "levels")}
+    fixed = {f"{name}.png" for name in ("distance", "cost", "overview", "nfe", "levels", "chain")}
     assert names == fixed | {f"curve_{f}.png" for f in MODELS}
     for name in names:
         alpha = np.asarray(Image.open(built[0] / "comparison" / name))[..., 3]

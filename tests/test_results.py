@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from fake_run import MODELS, ROWS, fake_material, fake_metrics
+from fake_run import MODELS, ROWS, fake_energy, fake_material, fake_metrics
 
 from pofx.core import files
 from pofx.core.errors import UserError
@@ -49,6 +49,18 @@ def test_results_are_kept_and_listed(finished):
         "results/sprites-laptop/plots/samples/vae/vae-mixture.png",
     ):
         assert needed in page, needed
+
+
+def test_scores_of_energies_are_listed_where_a_run_has_them(finished):
+    assert "AUROC" not in results.page([results.save("a", finished)])
+    with (finished / "params.yaml").open("a") as file:
+        file.write("energy: {models: [ebm]}\n")
+    files.write_json(finished / "metrics/energy/ebm.json", fake_energy("ebm"))
+    (finished / "metrics/energy/.gitkeep").touch()
+    folder = results.save("a", finished)
+    page = results.page([folder])
+    assert "| 0.473 " in page and "below 0.5" in page
+    assert not list(folder.rglob(".gitkeep"))
 
 
 def test_saving_again_replaces_the_whole(finished):

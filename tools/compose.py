@@ -57,6 +57,7 @@ def schema() -> dict[str, Any]:
     from pofx.core import family  # with torch: not for those who only ask for usage
     from pofx.data.binary import Preprocess
     from pofx.data.fetch import Data
+    from pofx.eval.energy import Energy
     from pofx.eval.extractor import Fid
     from pofx.eval.likelihood import Likelihood
     from pofx.eval.sweep import Sweep
@@ -65,7 +66,7 @@ def schema() -> dict[str, Any]:
     sample = dataclasses.make_dataclass("sample", [("n", int), *((f, m.Sample) for f, m in families.items())])
     configs = {name: module.Config for name, module in families.items()}
     return {"seed": int, "models": tuple[str, ...], "data": Data, "preprocess": Preprocess, **configs,
-            "sample": sample, "fid": Fid, "likelihood": Likelihood, "sweep": Sweep}  # fmt: skip
+            "sample": sample, "fid": Fid, "likelihood": Likelihood, "sweep": Sweep, "energy": Energy}  # fmt: skip
 
 
 def check(tree: dict[str, Any]) -> None:
@@ -91,12 +92,15 @@ def check(tree: dict[str, Any]) -> None:
     sample = config.build(kinds["sample"], tree["sample"], "sample")
     for name in config.family_names():
         family.draws(name, getattr(sample, name))
-    for key, names in (("models", tree["models"]), ("sweep.models", tree["sweep"]["models"])):
+    further = {f"{key}.models": tree[key]["models"] for key in ("sweep", "energy")}  # of which there may be none
+    for key, names in ({"models": tree["models"]} | further).items():
         for name in names:
             if name not in config.family_names():
                 raise UserError(f"{key} names {name!r}, which is no family: {_near(name, config.family_names())}")
-        if len(set(names)) < len(names) or not names:
-            raise UserError(f"{key} = {list(names)} should name one family or more, each once")
+        if len(set(names)) < len(names) or not (names or key in further):
+            raise UserError(
+                f"{key} = {list(names)} should name {'families' if key in further else 'one family or more'}, each once"
+            )
 
 
 def text(overrides: list[str]) -> str:

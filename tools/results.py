@@ -23,14 +23,18 @@ from pofx.core.errors import UserError
 from pofx.eval import report
 from stages import ROOT, run
 
-PLOTS = ("curves", "samples", "fid", "progress", "denoising", "comparison")
+PLOTS = ("curves", "samples", "fid", "progress", "denoising", "energy", "comparison")
 KEPT = ("params.yaml", "metrics", *(f"plots/{part}" for part in PLOTS))
 USAGE = "usage: python -m tools.results [save NAME]"
 
 
 def models(folder: Path) -> tuple[str, ...]:
     """The families that a run compared. Old runs may name sections that are gone: params.yaml is not checked here."""
-    return tuple(YAML(typ="safe").load((folder / "params.yaml").read_text())["models"])
+    return tuple(_params(folder)["models"])
+
+
+def _params(folder: Path) -> dict[str, Any]:
+    return YAML(typ="safe").load((folder / "params.yaml").read_text())
 
 
 def save(name: str, root: Path) -> Path:
@@ -49,7 +53,10 @@ def save(name: str, root: Path) -> Path:
         if not source.exists():
             raise UserError(f"{part} is missing: run `dvc repro` first")
         (fresh / part).parent.mkdir(parents=True, exist_ok=True)
-        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, fresh / part)
+        if source.is_dir():
+            shutil.copytree(source, fresh / part, ignore=shutil.ignore_patterns(".gitkeep"))
+        else:
+            shutil.copyfile(source, fresh / part)
     files.write_json(fresh / "run.json", run_card(got, root))
     shutil.rmtree(target, ignore_errors=True)
     fresh.rename(target)
@@ -109,6 +116,10 @@ def _chapter(folder: Path) -> str:
     tables = [board.to_markdown(index=False), report.notice(got)]
     told = "Codes, and test images as they come back from them; of pixels, of codes: parts of bits/dim."
     tables += [told, report.shown(coded).to_markdown(index=False)] if coded else []
+    based = _params(folder).get("energy", {"models": []})["models"]  # older runs have none
+    if energies := {f: files.read_json(folder / f"metrics/energy/{f}.json") for f in based}:
+        board = report.shown(report.scores(energies))
+        tables += [report.scores_notice(energies), board.to_markdown(index=False, disable_numparse=True)]
     return "\n\n".join([f"## {folder.name}", *facts, *tables, *figures, *grids])
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Bool, Float, Float64, UInt8
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -101,6 +101,29 @@ class Family(nn.Module, abc.ABC):
 
     def decode(self, z: Float[Tensor, "b latent"]) -> Float[Tensor, "b 3 h w"]:
         """The images of codes, for a family whose `encode` gives them."""
+        raise NotImplementedError
+
+    def energy(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"] | None:
+        """Energies, lower is likelier, up to a constant that is the same for all images; None: no energy-based model.
+
+        With it come `path`, `inpaint` and `restore`, and a `chain` in the family's Sample: Langevin steps, 0 for none.
+        """
+        return None
+
+    def path(self, noise: Noise, cfg: Any) -> Iterator[Float[Tensor, "n 3 h w"]]:
+        """What `sample` goes through: where the chains start, their states on the way, and the samples."""
+        raise NotImplementedError
+
+    def inpaint(
+        self, x: Float[Tensor, "b 3 h w"], known: Bool[Tensor, "b 1 h w"], noise: Noise, cfg: Any
+    ) -> Float[Tensor, "b 3 h w"]:
+        """Images in [-1, 1] whose known pixels are those of x and whose others are drawn given these, by `cfg`, a
+        Sample; what x holds elsewhere does not matter. Called as `sample` is."""
+        raise NotImplementedError
+
+    def restore(self, x: Float[Tensor, "b 3 h w"], sigma: float, noise: Noise, cfg: Any) -> Float[Tensor, "b 3 h w"]:
+        """What Langevin dynamics makes of images that had Gaussian noise of standard deviation `sigma` added, images on
+        [-1, 1], from where they are and with the steps of `cfg`, a Sample. Called as `sample` is."""
         raise NotImplementedError
 
     def reconstruct(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"] | None:

@@ -196,6 +196,46 @@ def levels(sweeps: dict[str, dict[str, Any]], tints: dict[str, str], path: Path)
     _save(figure, path)
 
 
+def chain(energies: dict[str, dict[str, Any]], tints: dict[str, str], path: Path) -> None:
+    """Against the Langevin steps of a chain, a line a row: KID with its spread, Frechet distance, saturated share, and
+    mean energy; dashed: as many test images, of the first model.
+
+    Args:
+        energies: metrics/energy/*.json of every energy-based model.
+    """
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
+    fd, kid, spread = next(iter(energies.values()))["keys"]
+    panels = (
+        (kid, "KID and spread, smaller is better; dashed: test images"),
+        (fd, "Frechet distance, smaller is better"),
+        ("saturated", "share of values at 0 or 255"),
+        ("energy", "mean energy; test images: mean 0, spread 1"),
+    )
+    for i, (key, title) in enumerate(panels):
+        ax = _dress(figure.add_subplot(2, 2, i + 1), title)
+        for k, found in enumerate(energies.values()):
+            shift, unit = (found["test_energy"], found["test_std"] or 1) if key == "energy" else (0, 1)
+            real, *points = (row for row in found["rows"] if "refused" not in row)
+            for name in dict.fromkeys(row["row"] for row in points):
+                line = [row for row in points if row["row"] == name]
+                error = {"yerr": [row[spread] for row in line], "elinewidth": 0.9, "capsize": 2} if key == kid else {}
+                steps, values = [row["chain"] for row in line], [(row[key] - shift) / unit for row in line]
+                ax.errorbar(
+                    steps, values, **error, color=tints[name], marker="o", markersize=4, linewidth=1.4, label=name
+                )
+            if k == 0:
+                ax.axhline((real[key] - shift) / unit, color=INK, linestyle="--", linewidth=1)
+        if key == "energy":  # of noise far above, of data near 0
+            ax.set_yscale("symlog", linthresh=1)
+            ax.margins(y=0.1)
+            ax.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
+        if i > 1:
+            ax.set_xlabel("Langevin steps", color=INK, fontsize=8)
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=8, labelcolor=INK)
+    _save(figure, path)
+
+
 def codebook(counts: dict[str, list[int]], perplexity: dict[str, float], tints: dict[str, str], path: Path) -> None:
     """How often each code occurs, the most frequent first; dashed: if all occurred equally often.
 

@@ -84,6 +84,7 @@ COLUMNS = (  # of the leaderboard, after distances and bits/dim: heading, metric
     ("NFE", "nfe", count),
 )
 LISTED = 10  # KLs in a caption
+USES = {"inpainting": "inpainting", "denoising": "restoring"}  # picture -> numbers beside it
 CODE_PICTURES = ("reconstructions", "traversals", "interpolations")  # in the order of the page
 
 
@@ -97,6 +98,8 @@ class Material:
     exploration: list[Path]  # PNGs
     sweeps: dict[str, dict[str, Any]]  # metrics/sweep/*.json of the denoisers
     denoising: dict[str, dict[str, Path]]  # PNGs of the denoisers: strip, ladder, interpolation
+    energies: dict[str, dict[str, Any]]  # metrics/energy/*.json of the energy-based models
+    uses: dict[str, dict[str, Path]]  # PNGs of these: inpainting, denoising, chain_<row>
     progress: dict[str, Path]  # PNG of those families that kept their previews
     pictures: dict[str, dict[str, Path]]  # PNGs of every family, as it has them: see CODE_PICTURES; neighbours
 
@@ -197,8 +200,9 @@ def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
     """Draw the figures into `comparison`, write index.html and report.md into `out`; returns the leaderboard."""
     found, keys = table(got.models, got.metrics), distance_keys(got.metrics)
     owners = rows(got.models, got.metrics)
-    tints = {f: plots.colour(i) for i, f in enumerate(dict.fromkeys([*got.models, *got.sweeps]))}
-    tints |= {row: plots.lighter(tints[f]) for row, f in owners.items() if row != f}
+    tints = {f: plots.colour(i) for i, f in enumerate(dict.fromkeys([*got.models, *got.sweeps, *got.energies]))}
+    further = owners | {row["row"]: f for f, found in got.energies.items() for row in found["rows"][1:]}
+    tints |= {row: plots.lighter(tints[f]) for row, f in further.items() if row != f}
     figures = {"distance": comparison / "distance.png", "cost": comparison / "cost.png"}
     plots.bars(found, keys, tints, figures["distance"])
     plots.cost(found, keys[0], tints, figures["cost"])
@@ -211,6 +215,9 @@ def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
         plots.nfe(got.sweeps, got.metrics[keys[1]]["floor"], figures["nfe"])
         plots.levels(got.sweeps, tints, figures["levels"])
 
+    if got.energies:
+        figures["chain"] = comparison / "chain.png"
+        plots.chain(got.energies, tints, figures["chain"])
     if counts := {f: v for f, v in got.metrics.get("code_counts", {}).items() if f in got.models}:
         figures["codebook"] = comparison / "codebook.png"
         plots.codebook(counts, got.metrics["perplexity"], tints, figures["codebook"])
@@ -240,6 +247,11 @@ def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
         "points": points(got.sweeps),
         "sweep_notice": sweep_notice(got.sweeps),
         "denoising": {f: _denoising(got, f) for f in got.sweeps},
+        "scores": scores(got.energies),
+        "scores_notice": scores_notice(got.energies),
+        "chains": chains(got.energies),
+        "chains_notice": chains_notice(got.energies),
+        "uses": {f: _uses(got, f) for f in got.energies},
         "progress": {f: _uri(path) for f, path in got.progress.items()},
         "codes": codes(order, got.metrics),
         "code_pictures": {f: shown for f in order if (shown := _code_pictures(got, f))},
@@ -292,6 +304,68 @@ def points(sweeps: dict[str, dict[str, Any]]) -> list[dict[str, tuple[str, Any]]
     return found
 
 
+def scores(energies: dict[str, dict[str, Any]]) -> list[dict[str, tuple[str, Any]]]:
+    """How well energies tell test images from others: a row a model, column -> what is shown, and what is sorted by."""
+    sets = dict.fromkeys(row["set"] for found in energies.values() for row in found["auroc"])
+    rows = []
+    for f, found in energies.items():
+        known = {row["set"]: row["auroc"] for row in found["auroc"]}
+        cells = {name: known.get(name, math.nan) for name in sets}
+        shown = {name: (f"{value:.3f}" if value == value else BLANK, value) for name, value in cells.items()}
+        rows.append(_blanks_last({"model": (f, f), **shown}))
+    return rows
+
+
+def scores_notice(energies: dict[str, dict[str, Any]]) -> str:
+    """How the AUROCs are to be read."""
+    if not energies:
+        return ""
+    p = next(iter(energies.values()))["protocol"]
+    return (
+        f"AUROC of the energy, {p['test_images']:,} test images against as many others: the share of pairs in which "
+        "the other image has the higher energy. 1: all told apart; 0.5: chance; below 0.5: the model finds the others "
+        f"likelier than the data. Training images should score 0.5, within ± {p['chance']:.3f} (one standard "
+        "deviation, by chance alone); clearly less would be learning by heart."
+    )
+
+
+def chains_notice(energies: dict[str, dict[str, Any]]) -> str:
+    """What the distances of chains may be compared with."""
+    if not energies:
+        return ""
+    found = next(iter(energies.values()))
+    (fd, kid, _), p = found["keys"], found["protocol"]
+    return (
+        f"{found['n']:,} images a point, from the same noise at every length. {fd} of so few images is far above that "
+        f"of the leaderboard and must not be set beside it; {kid} may. ± is its standard deviation over "
+        f"{p['kid_subsets']} subsets of {p['kid_subset_size']:,}. Reference: {p['reference']}."
+    )
+
+
+def chains(energies: dict[str, dict[str, Any]]) -> list[dict[str, tuple[str, Any]]]:
+    """Every row at every number of Langevin steps: column -> what is shown, and what is sorted by."""
+    found, none = [], math.nan
+    for f, tree in energies.items():
+        fd, kid, spread = tree["keys"]
+        for row in tree["rows"]:
+            name = row["row"] if row["chain"] is not None else f"test images ({f})"
+            chain = none if row["chain"] is None else row["chain"]
+            distance, kernel, share, seconds = (row.get(k, none) for k in (fd, kid, "saturated", "seconds_per_1000"))
+            energy = (row.get("energy", none) - tree["test_energy"]) / (tree["test_std"] or 1)
+            cells = {
+                "row": (name, name),
+                "Langevin steps": (BLANK if chain != chain else f"{chain:,}", chain),
+                kid: (between(kernel, row.get(spread, none)), kernel),
+                f"{fd}, N = {tree['n']:,}": (text(distance), distance),
+                "saturated": (BLANK if share != share else f"{share:.2%}", share),
+                "energy": (BLANK if energy != energy else f"{energy:+.2f}", energy),
+                "s per 1,000": (text(seconds), seconds),
+                "refused": (row.get("refused", ""),) * 2,
+            }
+            found.append(_blanks_last(cells))
+    return found
+
+
 def codes(models: Sequence[str], metrics: Metrics) -> list[dict[str, tuple[str, Any]]]:
     """What is known of codes and of the images that come back from them: column -> what is shown, and what is sorted
     by. A row for each of `models` that has a code, below what test images themselves score."""
@@ -330,7 +404,7 @@ def codes(models: Sequence[str], metrics: Metrics) -> list[dict[str, tuple[str, 
 
 
 def shown(rows: list[dict[str, tuple[str, Any]]]) -> pd.DataFrame:
-    """The cells of `points` or `codes`."""
+    """The cells of `points`, `codes`, `scores` or `chains`."""
     return pd.DataFrame([{column: cell for column, (cell, _) in row.items()} for row in rows])
 
 
@@ -391,6 +465,17 @@ def _told(event: dict[str, Any]) -> str:
     return f"{event['guard']}, at {event['images']:,} images: {event['did']}{rows}"
 
 
+def _uses(got: Material, f: str) -> dict[str, Any]:
+    """What the page shows of one energy-based model: pictures, and the numbers that go with them."""
+    found, tree = {name: _uri(path) for name, path in got.uses[f].items()}, got.energies[f]
+    rows = dict.fromkeys(row["row"] for row in tree["rows"][1:])
+    return {
+        "chain": tree["chain"],
+        "strips": {row: found[f"chain_{row}"] for row in rows if f"chain_{row}" in found},
+        **{name: {"picture": found[name], "rows": tree[key]} for name, key in USES.items() if name in found},
+    }
+
+
 def _of_each(sweeps: dict[str, dict[str, Any]], key: str) -> str:
     """What the protocols say under `key`: once if they agree, else of every family."""
     said = {f: sweep["protocol"][key] for f, sweep in sweeps.items()}
@@ -415,6 +500,8 @@ def protocol(metrics: Metrics, model: str) -> str:
 
 
 def _markdown(got: Material, board: pd.DataFrame) -> str:
+    tables = (shown(table(got.energies)).to_markdown(index=False, disable_numparse=True) for table in (scores, chains))
+    used = ("## Energy", scores_notice(got.energies), next(tables), chains_notice(got.energies), next(tables))
     swept = ("## Distance against NFE", sweep_notice(got.sweeps), shown(points(got.sweeps)).to_markdown(index=False))
     coded = codes(list(rows(got.models, got.metrics)), got.metrics)
     parts = (
@@ -424,6 +511,7 @@ def _markdown(got: Material, board: pd.DataFrame) -> str:
         protocol(got.metrics, got.models[0]),
         *(("## Codes and reconstructions", shown(coded).to_markdown(index=False)) if coded else ()),
         *(swept if got.sweeps else ()),
+        *(used if got.energies else ()),
         "## Paper, Inception-FID, 50k (CIFAR-10)",
         PAPERS.to_markdown(index=False, disable_numparse=True),
     )

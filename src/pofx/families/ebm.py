@@ -21,6 +21,7 @@ by level. No likelihood is reported for either.
 """
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.utils.parametrize import cached
 
@@ -41,6 +42,7 @@ from pofx.core.rng import Noise
 from pofx.nn.energy import Energy, Shape
 
 Images = Float[Tensor, "b 3 h w"]
+Known = tuple[Images, Bool[Tensor, "b 1 h w"]]  # images, and which of their pixels are put back after every step
 NEIGHBOURS = 100  # images of the buffer among which the entropy term looks for the nearest
 CALM, WILD = 100, 5.0  # steps until the gap's spread is known, and of a gap outside it; in standard deviations
 
@@ -174,12 +176,9 @@ class Model(Family):
         return torch.where(_chance(self.cfg.fresh, start), 2 * torch.rand_like(start) - 1, start), slots
 
     def _langevin(
-        self, x: Images, steps: int, draw=torch.randn_like, known: tuple[Images, Tensor] | None = None
+        self, x: Images, steps: int, draw=torch.randn_like, known: Known | None = None
     ) -> tuple[Images, Float[Tensor, " b"] | None]:
         """`steps` steps of x <- clamp(x - step_size * clip(dE/dx) + noise), without gradients of the weights.
-
-        Args:
-            known: images and a mask of the pixels that are put back after every step.
 
         Returns:
             Where the chains end, and the energies at which they started (None: no step).
@@ -273,22 +272,23 @@ class Model(Family):
                 y = y - c * v * (slope + (y - above) / s2) + (c * (2 - c) * v).sqrt() * draw(y)
         return y
 
-    def _descend(
-        self, x: Images, top: int, noise: Noise, cfg: Sample, known: tuple[Images, Tensor] | None = None
-    ) -> Images:
+    def _descend(self, x: Images, top: int, noise: Noise, cfg: Sample, known: Known | None = None) -> Iterator[Images]:
         """From level `top` of the ladder down to images without noise."""
 
         def draw(like: Images) -> Images:
             return noise.normal(*like.shape[1:])
 
+        yield x
         with cached():
             for i in Bar(range(top - 1, -1, -1), desc="levels", leave=False):
                 x = self._conditional(x, torch.full((len(x),), i, device=x.device), cfg.chain, draw)
                 if known is not None:
                     x = torch.where(known[1], known[0] + self.rungs[i] * draw(x), x)
+                yield x
         sigma = self._level(torch.zeros(len(x), dtype=torch.int64, device=x.device))
         with self._still():
-            return x - sigma**2 * _slope(lambda at: self._energy(at, sigma), x)[1]
+            x = x - sigma**2 * _slope(lambda at: self._energy(at, sigma), x)[1]
+        yield x if known is None else torch.where(known[1], known[0], x)
 
     # --- both
 
@@ -330,25 +330,50 @@ class Model(Family):
     def sample(self, noise: Noise, cfg: Sample) -> Float[Tensor, "n 3 32 32"]:
         """Contrast: chains of cfg.chain steps from uniform noise, or from the places noise.start.. of the buffer.
         Recovery: cfg.chain steps at every level of the ladder, from noise."""
+        return _last(self.path(noise, cfg))
+
+    def path(self, noise: Noise, cfg: Sample) -> Iterator[Images]:
         if self.cfg.objective == "recovery":
             if cfg.start == "buffer":
                 raise UserError("ebm.objective=recovery keeps no replay buffer: set sample.ebm.start=noise")
             return self._descend(self.cfg.sigma_max * noise.normal(3, 32, 32), self.cfg.levels, noise, cfg)
         if cfg.start == "noise":
-            x = 2 * noise.uniform(3, 32, 32) - 1
-        else:
-            if noise.stop > len(self.buffer):
-                raise UserError(
-                    f"sample.n exceeds ebm.buffer = {len(self.buffer)}: lower it, or set sample.ebm.start=noise"
-                )
-            x = to_model(self.buffer[noise.start : noise.stop])
-        return self._chain(x, noise, cfg)
+            return self._chain(2 * noise.uniform(3, 32, 32) - 1, noise, cfg)
+        if noise.stop > len(self.buffer):
+            raise UserError(
+                f"sample.n exceeds ebm.buffer = {len(self.buffer)}: lower it, or set sample.ebm.start=noise"
+            )
+        return self._chain(to_model(self.buffer[noise.start : noise.stop]), noise, cfg)
 
-    def _chain(self, x: Images, noise: Noise, cfg: Sample, known: tuple[Images, Tensor] | None = None) -> Images:
+    def _chain(self, x: Images, noise: Noise, cfg: Sample, known: Known | None = None) -> Iterator[Images]:
+        yield x
         with cached():
             for _ in Bar(range(cfg.chain), desc="chain", leave=False):
                 x, _ = self._langevin(x, 1, lambda like: noise.normal(*like.shape[1:]), known)
-        return x
+                yield x
+
+    # --- what an energy is for
+
+    def energy(self, x: Images) -> Float[Tensor, " b"]:
+        """Recovery: at the smallest noise level."""
+        if self.cfg.objective == "contrast":
+            return self.net(x).float()
+        return self._energy(x, self._level(torch.zeros(len(x), dtype=torch.int64, device=x.device)))
+
+    def inpaint(self, x: Images, known: Bool[Tensor, "b 1 h w"], noise: Noise, cfg: Sample) -> Images:
+        """Drawn as samples are, from noise; known pixels are put back after every step (recovery: after every level, with
+        that level's noise)."""
+        if self.cfg.objective == "contrast":
+            start = 2 * noise.uniform(*x.shape[1:]) - 1
+            return _last(self._chain(torch.where(known, x, start), noise, cfg, (x, known)))
+        start = self.cfg.sigma_max * noise.normal(*x.shape[1:])
+        return _last(self._descend(start, self.cfg.levels, noise, cfg, (x, known)))
+
+    def restore(self, x: Images, sigma: float, noise: Noise, cfg: Sample) -> Images:
+        """A chain from x, whatever sigma; recovery: from the level that is nearest to sigma downwards."""
+        if self.cfg.objective == "contrast":
+            return _last(self._chain(x, noise, cfg))
+        return _last(self._descend(x, int((self.rungs.log() - math.log(sigma)).abs().argmin()), noise, cfg))
 
 
 def _slope(energy, x: Images, graph: bool = False) -> tuple[Float[Tensor, " b"], Images]:
@@ -358,6 +383,10 @@ def _slope(energy, x: Images, graph: bool = False) -> tuple[Float[Tensor, " b"],
         found = energy(x)
         (slope,) = torch.autograd.grad(found.sum(), x, create_graph=graph)
     return found.detach(), slope
+
+
+def _last(states: Iterator[Images]) -> Images:
+    return deque(states, maxlen=1).pop()
 
 
 def _chance(share: float, like: Images) -> Tensor:

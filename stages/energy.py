@@ -1,0 +1,85 @@
+"""What one energy-based model is for: out-of-distribution scores, chains of every length, inpainting, denoising.
+
+models/F/, features/train.npy, data/*.npy, metrics/data.json -> metrics/energy/F.json, plots/energy/F/*.png. `python -m
+stages.energy FAMILY`.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stages import RUNS, run
+from pofx.core import config, family, files, machine
+from pofx.core.errors import UserError
+from pofx.core.images import save_grid
+from pofx.core.rng import BLOCK, Noise, fold
+from pofx.eval import distances, drawing, energy, extractor
+
+ROWS, COLUMNS, DRAWS, IMAGES, SIGMAS = (
+    6,
+    10,
+    3,
+    64,
+    (0.2, 0.4),
+)  # of the pictures; images behind the numbers beside them
+
+
+def main(name: str) -> None:
+    fid, seed, device = config.section("fid", extractor.Fid), config.value("seed", int), machine.device()
+    own = config.section(f"sample.{name}", family.module(name).Sample)
+    draws = family.draws(name, own)
+    if any(how.batch < 1 or how.batch % BLOCK for how in draws.values()):
+        raise UserError(f"sample.{name}.batch should be a multiple of {BLOCK}, in every row")
+    # Key by key, without the list of models: another family in it does not concern this one.
+    told = {"n": config.value("energy.n", int), "images": config.value("energy.images", int)}
+    told |= {"chains": config.value("energy.chains", tuple[int, ...])}
+    cfg = config.build(energy.Energy, {"models": [name], **told}, "energy")
+    train, test, reference = np.load("data/train.npy"), np.load("data/test.npy"), np.load("features/train.npy")
+    size, n = min(fid.kid_subset_size, cfg.n, len(test)), min(cfg.images, len(train), len(test))
+    distances.check_subset(size, cfg.n, len(reference))
+    model = family.load(Path(f"models/{name}"), device)
+
+    def energies(images: np.ndarray) -> np.ndarray:
+        return energy.energies(model, images, own.batch, device)
+
+    data = files.read_json(Path("metrics/data.json"))["name"]
+    scores = energy.scores(energies, test[:n], energy.outsiders(test[:n], train, data, fold(seed, "outsiders")))
+
+    def noise(use: str, n: int) -> Noise:
+        return Noise(fold(seed, use, name), 0, n, device)
+
+    folder, images = Path(f"plots/energy/{name}"), torch.from_numpy(test[:IMAGES]).to(device)
+    few = min(ROWS, len(images))
+    half = model.cfg.train.precision == "bf16"  # the network alone, as in the stage that samples
+    with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        noises = [noise(f"inpaint {i}", few if i else len(images)) for i in range(DRAWS)]
+        filled, inpainted = energy.inpainting(model, own, images, noises)
+        cleaned, restored = energy.restoring(model, own, images, SIGMAS, lambda: noise("restore", len(images)), few)
+        plan = energy.plan(draws, cfg.chains)
+        rows, drawn = drawing.draw(model, plan, cfg.n, fold(seed, "energy", name), device, "chains")
+        able = dict.fromkeys(row["row"] for row in drawing.accepted(rows))
+        strips = {row: energy.strip(model, draws[row], noise("sample", ROWS), COLUMNS) for row in able}
+    save_grid(filled, folder / "inpainting.png", columns=DRAWS + 2)
+    save_grid(cleaned, folder / "denoising.png", columns=2 * len(SIGMAS) + 1)
+    for row, (shown, columns) in strips.items():
+        save_grid(shown, folder / f"chain_{row}.png", columns)
+
+    real = {"row": "test images", "chain": None}  # as many as there are samples, or all
+    rows, drawn = [real, *rows], [test[: cfg.n], *drawn]
+    net = extractor.build(fid, RUNS / "weights", RUNS.parent, device)
+    drawing.score(rows, drawn, net, reference, fid, seed, "chains")
+    for row, found in zip(drawing.accepted(rows), drawn, strict=True):
+        row |= {"saturated": energy.saturated(found), "energy": energies(found).mean()}
+    protocol = {"reference": f"train, {len(reference):,} images", "extractor": net.name, "kid_subsets": fid.kid_subsets}
+    protocol |= {"kid_subset_size": size, "test_images": n, "chance": energy.chance(n), "device": machine.name(device)}
+    record = {"n": cfg.n, "keys": net.keys, "protocol": protocol, **scores, "rows": rows, "chain": own.chain}
+    record |= {"inpainting": inpainted, "restoring": restored}
+    files.write_json(Path(f"metrics/energy/{name}.json"), record)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(f"usage: python -m stages.energy {'|'.join(config.family_names())}")
+    run(main, sys.argv[1])

@@ -1,0 +1,297 @@
+"""What an energy is for: scores, chains, inpainting and denoising, on energies known on paper and a tiny EBM."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import build, small
+from torch import nn
+
+from pofx.core import config, family, files
+from pofx.core.errors import UserError
+from pofx.core.images import to_model, to_uint8
+from pofx.core.rng import Noise
+from pofx.eval import energy
+from pofx.families import ebm
+from stages import energy as stage
+from tools import compose
+
+CPU = torch.device("cpu")
+OWN = ebm.Sample(batch=64, chain=4, start="noise")
+
+
+class Bowl(family.Family):
+    """E = |x|^2."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Identity()
+
+    def forward(self, x):
+        raise NotImplementedError
+
+    def sample(self, noise, cfg):
+        raise NotImplementedError
+
+    def energy(self, x):
+        return self.net(x).square().sum((1, 2, 3))
+
+
+@pytest.fixture(scope="module", params=["ebm=igebm", "ebm=recovery"])
+def model(request) -> ebm.Model:
+    return build(*small("ebm", request.param)).eval()
+
+
+# --- scores
+
+
+def test_auroc_of_gaussians_is_that_on_paper():
+    """|x|^2 of two dimensions is exponential with mean 2 s^2: P(out > in) = s_out^2 / (s_in^2 + s_out^2)."""
+    rng = np.random.default_rng(0)
+    inside, outside = (np.square(s * rng.normal(size=(20_000, 2))).sum(1) for s in (1.0, 2.0))
+    assert energy.auroc(inside, outside) == pytest.approx(4 / 5, abs=0.01)
+    assert energy.auroc(outside, inside) == pytest.approx(1 / 5, abs=0.01)
+
+
+def test_auroc_counts_pairs_and_ties_by_half():
+    inside, outside = np.array([0.0, 1.0, 2.0]), np.array([1.0, 3.0])
+    assert energy.auroc(inside, outside) == pytest.approx((1.5 + 3) / 6)
+
+
+def test_chance_is_the_spread_of_auroc_of_like_sets():
+    rng = np.random.default_rng(1)
+    found = [energy.auroc(*rng.normal(size=(2, 50))) for _ in range(400)]
+    assert np.std(found) == pytest.approx(energy.chance(50), rel=0.12) and np.mean(found) == pytest.approx(
+        0.5, abs=0.01
+    )
+
+
+def test_scores_of_a_known_energy(sprites):
+    """Of E = |x|^2 grey is the likeliest image of all: blends come nearer to it, noise does not."""
+    images = sprites.numpy()
+    sets = {"grey": np.full_like(images, 128), "ends": np.full_like(images, 255), "same": images}
+    found = energy.scores(lambda x: energy.energies(Bowl(), x, 50, CPU), images, sets)
+    assert [row["auroc"] for row in found["auroc"]] == [0.0, 1.0, 0.5]
+    assert found["test_energy"] == pytest.approx(to_model(sprites).square().sum((1, 2, 3)).mean().item(), rel=1e-5)
+
+
+def test_a_family_without_energy_and_energies_that_are_not_finite_are_refused(sprites):
+    plain = build(*small("vae")).eval()
+    assert plain.energy(to_model(sprites[:2])) is None
+    with pytest.raises(NotImplementedError):
+        plain.inpaint(to_model(sprites[:2]), torch.ones(2, 1, 32, 32, dtype=torch.bool), Noise(0, 0, 2), OWN)
+    with pytest.raises(NotImplementedError):
+        plain.restore(to_model(sprites[:2]), 0.1, Noise(0, 0, 2), OWN)
+    with pytest.raises(UserError, match=r"take it out of energy\.models"):
+        energy.energies(plain, sprites.numpy(), 64, CPU)
+    bowl = Bowl()
+    bowl.energy = lambda x: x.sum((1, 2, 3)) / 0
+    with pytest.raises(UserError, match="not finite"):
+        energy.energies(bowl, sprites.numpy(), 64, CPU)
+
+
+def test_outsiders_are_what_they_are_called(sprites):
+    images = sprites.numpy()
+    test, train = images[:60], images[60:]
+    sets = energy.outsiders(test, train, "cifar10", 3)
+    assert all(x.shape == test.shape and x.dtype == np.uint8 for x in sets.values())
+    assert np.array_equal(sets["training"], train[:60])
+    assert (sets["constant colours"] == sets["constant colours"][..., :1, :1]).all()
+    assert len(np.unique(sets["constant colours"][:, :, 0, 0], axis=0)) > 50
+    assert np.abs(sets["blends"] - (test / 2 + np.roll(test, 1, 0) / 2)).max() <= 0.5
+    assert np.array_equal(sets["inverted"].astype(int), 255 - test.astype(int))
+    assert not np.array_equal(sets["sprites"], test) and "sprites" not in energy.outsiders(test, train, "sprites", 3)
+    again = energy.outsiders(test, train, "cifar10", 3)
+    assert all(np.array_equal(sets[k], again[k]) for k in sets)
+
+
+def test_shuffling_moves_whole_tiles():
+    side = 32 // energy.TILES
+    tile = np.arange(energy.TILES**2).reshape(energy.TILES, energy.TILES).repeat(side, 0).repeat(side, 1)
+    images = np.broadcast_to(tile, (5, 3, 32, 32)).astype(np.uint8)
+    moved = energy.shuffled(images, np.random.default_rng(0))
+    corners = moved[:, :, ::side, ::side]
+    assert np.array_equal(moved, corners.repeat(side, 2).repeat(side, 3))
+    assert (np.sort(corners.reshape(5, 3, -1)) == np.arange(energy.TILES**2)).all()
+    assert len({image.tobytes() for image in moved}) == 5 and (moved[:, 0] == moved[:, 1]).all()
+
+
+# --- chains
+
+
+def test_every_row_at_every_length():
+    rows = {"ebm": dataclasses.replace(OWN, start="buffer"), "ebm-fresh": OWN}
+    found = energy.plan(rows, (60, 0))
+    assert [told for told, _ in found] == [{"row": r, "chain": k} for r in rows for k in (0, 60)]
+    assert [(cfg.start, cfg.chain) for _, cfg in found] == [("buffer", 0), ("buffer", 60), ("noise", 0), ("noise", 60)]
+
+
+def test_saturated_values_are_those_at_both_ends():
+    assert energy.saturated(np.full((2, 3, 4, 4), [0, 1, 254, 255], np.uint8)) == 0.5
+
+
+def test_a_strip_goes_from_the_start_to_the_sample(model):
+    picture, columns = energy.strip(model, OWN, Noise(1, 0, 3), 4)
+    picture = picture.reshape(3, columns, 3, 32, 32)
+    contrast = model.cfg.objective == "contrast"
+    start = 2 * Noise(1, 0, 3).uniform(3, 32, 32) - 1 if contrast else 20 * Noise(1, 0, 3).normal(3, 32, 32)
+    assert columns == 4
+    with torch.no_grad():
+        assert np.array_equal(picture[:, -1], to_uint8(model.sample(Noise(1, 0, 3), OWN)).numpy())
+    assert np.array_equal(picture[:, 0], to_uint8(start).numpy())
+    short = dataclasses.replace(OWN, chain=1)
+    assert energy.strip(model, short, Noise(1, 0, 3), 10)[1] == (2 if contrast else model.cfg.levels + 2)
+
+
+# --- images in part or in noise
+
+
+@pytest.fixture
+def known() -> torch.Tensor:
+    return torch.from_numpy(~energy.hidden(70, 32, 32))
+
+
+def test_hidden_are_a_half_and_a_quarter_of_the_pixels():
+    masks = energy.hidden(3, 32, 32)
+    assert masks.shape == (3, 1, 32, 32) and masks.mean((1, 2, 3)).tolist() == [0.5, 0.25, 0.5]
+    assert masks[0, 0, :, 16:].all() and masks[1, 0, 8:24, 8:24].all()
+
+
+def test_inpainting_keeps_known_pixels_bit_for_bit_and_draws_the_others(model, sprites, known):
+    x = to_model(sprites[:70])
+    with torch.no_grad():
+        one, again, other = (model.inpaint(x, known, Noise(seed, 0, 70), OWN) for seed in (1, 1, 2))
+        grey = model.inpaint(x.where(known, 0.0), known, Noise(1, 0, 70), OWN)
+    everywhere = known.expand_as(x)
+    assert torch.equal(one[everywhere], x[everywhere]) and torch.equal(other[everywhere], x[everywhere])
+    assert (one[~everywhere] != x[~everywhere]).float().mean() > 0.99
+    assert torch.equal(one, again) and not torch.equal(one, other)
+    assert torch.equal(one, grey), "what is hidden must not matter"
+    assert one.abs().max() <= 1
+
+
+def test_restoring_lowers_the_energy(model, sprites):
+    noisy = to_model(sprites[:16]) + 0.4 * Noise(3, 0, 16).normal(3, 32, 32)
+    with torch.no_grad():
+        again = model.restore(noisy, 0.4, Noise(1, 0, 16), dataclasses.replace(OWN, chain=20))
+        assert (model.energy(again) < model.energy(noisy)).all()
+        assert torch.equal(again, model.restore(noisy, 0.4, Noise(1, 0, 16), dataclasses.replace(OWN, chain=20)))
+
+
+def test_an_image_does_not_depend_on_its_batch(model, sprites, known):
+    x = to_model(sprites[:70])
+    with torch.no_grad():
+        for use in (
+            lambda a, b: model.inpaint(x[a:b], known[a:b], Noise(1, a, b), OWN),
+            lambda a, b: model.restore(x[a:b], 0.2, Noise(1, a, b), OWN),
+        ):
+            together, apart = use(0, 70), torch.cat([use(0, 64), use(64, 70)])
+            gap = (to_uint8(together).short() - to_uint8(apart).short()).abs()
+            assert gap.max() <= 1 and (gap > 0).float().mean() < 0.01  # rounding of the kernels
+
+
+def test_psnr_is_that_of_the_pixels_asked_for():
+    x, y = torch.zeros(2, 3, 32, 32), torch.zeros(2, 3, 32, 32)
+    y[:, :, :, 16:] = 0.2
+    where = torch.from_numpy(energy.hidden(1, 32, 32)).expand(2, -1, -1, -1)
+    assert energy.psnr(x, y, where) == pytest.approx(20.0, abs=1e-4)  # 4 / 0.2^2 = 100
+    assert energy.psnr(x, y) == pytest.approx(20 + 10 * np.log10(2), abs=1e-4)
+
+
+def test_inpainting_and_restoring_show_and_count(model, sprites):
+    noises = [Noise(i, 0, n) for i, n in enumerate((10, 4, 4))]
+    picture, rows = energy.inpainting(model, OWN, sprites[:10], noises)
+    shown = picture.reshape(4, 5, 3, 32, 32)
+    assert np.array_equal(shown[:, -1], sprites[[0, 2, 1, 3]].numpy())
+    assert (shown[:2, 0, :, :, 16:] == 128).all() and (shown[2:, 0, :, 8:24, 8:24] == 128).all()
+    assert [(r["unknown"], r["images"]) for r in rows] == [("right half", 5), ("centre", 5)]
+    assert all(5 < r["psnr"] < r["psnr_filled"] for r in rows), "untrained, and near to noise"
+
+    picture, rows = energy.restoring(model, OWN, sprites[:10], (0.2, 0.4), lambda: Noise(0, 0, 10), 3)
+    assert picture.shape == (3 * 5, 3, 32, 32)
+    assert rows[0]["psnr_noisy"] == pytest.approx(20, abs=1) and rows[1]["psnr_noisy"] < rows[0]["psnr_noisy"]
+
+
+# --- configuration, and the stage
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"n": 1}, "energy.n = 1 "),
+        ({"images": 1}, "energy.images = 1 "),
+        ({"chains": []}, r"energy.chains = \[\] should"),
+        ({"chains": [0, -1]}, "energy.chains = "),
+        ({"chains": [5, 5]}, "energy.chains = "),
+        ({"chain": [5]}, "did you mean chains"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_in_one_line(change, told):
+    good = {"models": ["ebm"], "n": 10, "chains": [0, 5], "images": 10}
+    config.build(energy.Energy, good | {"models": []}, "energy")
+    with pytest.raises(UserError, match=told):
+        config.build(energy.Energy, good | change, "energy")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sprites, model):
+    """A folder with all that energy@ebm needs; what it holds writes params.yaml."""
+    monkeypatch.chdir(tmp_path)
+    family.save_model(Path("models/ebm"), "ebm", model.cfg, model, {})
+    for split, part in (("train", sprites[:64]), ("test", sprites[64:])):
+        files.write_npy(Path(f"data/{split}.npy"), part.numpy())
+    files.write_json(Path("metrics/data.json"), {"name": "sprites"})
+    files.write_npy(Path("features/train.npy"), np.random.default_rng(0).random((64, 1280), np.float32))
+
+    def parameters(*words: str) -> None:
+        tiny = ["energy.n=16", "energy.images=20", "energy.chains=[0,3]", "sample.ebm.chain=2", "fid.kid_subsets=2"]
+        Path("params.yaml").write_text(compose.text([*tiny, "fid.kid_subset_size=32", *words]))
+        config.params.cache_clear()
+
+    yield parameters
+    config.params.cache_clear()
+
+
+def measured() -> dict[str, Any]:
+    return files.read_json(Path("metrics/energy/ebm.json"))
+
+
+def test_the_stage_measures_and_draws(run):
+    run()
+    stage.main("ebm")
+    found = measured()
+    names = {p.name for p in Path("plots/energy/ebm").iterdir()}
+    assert names == {"inpainting.png", "denoising.png", "chain_ebm.png", "chain_ebm-fresh.png"}
+    assert [(r["row"], r["chain"]) for r in found["rows"]] == [
+        ("test images", None), ("ebm", 0), ("ebm", 3), ("ebm-fresh", 0), ("ebm-fresh", 3),
+    ]  # fmt: skip
+    assert all({*found["keys"], "saturated", "energy"} <= row.keys() for row in found["rows"])
+    assert [row["nfe"] for row in found["rows"][1:]] == [0, 3, 0, 3]
+    assert found["protocol"]["test_images"] == 20 and found["protocol"]["kid_subset_size"] == 16
+    assert [r["sigma"] for r in found["restoring"]] == [0.2, 0.4]
+    assert "sprites" not in {row["set"] for row in found["auroc"]}
+    assert all(0 <= row["auroc"] <= 1 for row in found["auroc"])
+    stage.main("ebm")
+    again = measured()
+    for row in found["rows"] + again["rows"]:
+        row.pop("seconds_per_1000", None)
+    assert again == found
+
+
+def test_a_row_that_cannot_be_drawn_is_a_blank_with_its_reason(run):
+    run("energy.n=150")  # the buffer holds 128
+    stage.main("ebm")
+    rows = {row["row"]: row for row in measured()["rows"]}
+    assert "buffer = 128" in rows["ebm"]["refused"] and "energy" not in rows["ebm"]
+    assert "refused" not in rows["ebm-fresh"] and not Path("plots/energy/ebm/chain_ebm.png").exists()
+
+
+def test_a_family_without_energy_is_a_user_error(run):
+    run()
+    module, cfg = small("vae")
+    family.save_model(Path("models/vae"), "vae", cfg, build(module, cfg), {})
+    with pytest.raises(UserError, match="has no energy"):
+        stage.main("vae")
