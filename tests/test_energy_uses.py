@@ -170,7 +170,7 @@ def test_inpainting_keeps_known_pixels_bit_for_bit_and_draws_the_others(model, s
     assert (one[~everywhere] != x[~everywhere]).float().mean() > 0.99
     assert torch.equal(one, again) and not torch.equal(one, other)
     assert torch.equal(one, grey), "what is hidden must not matter"
-    assert one.abs().max() <= 1
+    assert one.isfinite().all()
 
 
 def test_restoring_lowers_the_energy(model, sprites):
@@ -237,8 +237,9 @@ def test_settings_that_cannot_be_are_refused_in_one_line(change, told):
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sprites, model):
-    """A folder with all that energy@ebm needs; what it holds writes params.yaml."""
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sprites):
+    """A folder with all that energy@ebm needs, of an EBM with a replay buffer; what it holds writes params.yaml."""
+    model = build(*small("ebm", "ebm=igebm")).eval()
     monkeypatch.chdir(tmp_path)
     family.save_model(Path("models/ebm"), "ebm", model.cfg, model, {})
     for split, part in (("train", sprites[:64]), ("test", sprites[64:])):
@@ -247,7 +248,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sprites, model):
     files.write_npy(Path("features/train.npy"), np.random.default_rng(0).random((64, 1280), np.float32))
 
     def parameters(*words: str) -> None:
-        tiny = ["energy.n=16", "energy.images=20", "energy.chains=[0,3]", "sample.ebm.chain=2", "fid.kid_subsets=2"]
+        tiny = [
+            "ebm=igebm",
+            "energy.n=16",
+            "energy.images=20",
+            "energy.chains=[0,3]",
+            "sample.ebm.chain=2",
+            "fid.kid_subsets=2",
+        ]
         Path("params.yaml").write_text(compose.text([*tiny, "fid.kid_subset_size=32", *words]))
         config.params.cache_clear()
 

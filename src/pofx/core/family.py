@@ -117,7 +117,7 @@ class Family(nn.Module, abc.ABC):
     def inpaint(
         self, x: Float[Tensor, "b 3 h w"], known: Bool[Tensor, "b 1 h w"], noise: Noise, cfg: Any
     ) -> Float[Tensor, "b 3 h w"]:
-        """Images in [-1, 1] whose known pixels are those of x and whose others are drawn given these, by `cfg`, a
+        """Images whose known pixels are those of x and whose others are drawn given these, by `cfg`, a
         Sample; what x holds elsewhere does not matter. Called as `sample` is."""
         raise NotImplementedError
 

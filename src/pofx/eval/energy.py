@@ -130,7 +130,7 @@ def saturated(images: Picture) -> float:
 
 @torch.no_grad()
 def strip(model: Family, cfg: Any, noise: Noise, columns: int) -> tuple[Picture, int]:
-    """A row an image: states of its chain from start to sample, evenly spaced; and the columns, fewer for short chains."""
+    """A row an image, states of its chain from start to sample, evenly apart; and the columns, fewer if it is short."""
     states = [to_uint8(x) for x in model.path(noise, cfg)]
     shown = np.unique(np.linspace(0, len(states) - 1, columns).round().astype(int)).tolist()
     return torch.stack([states[k] for k in shown], 1).flatten(0, 1).cpu().numpy(), len(shown)

@@ -361,8 +361,8 @@ class Model(Family):
         return self._energy(x, self._level(torch.zeros(len(x), dtype=torch.int64, device=x.device)))
 
     def inpaint(self, x: Images, known: Bool[Tensor, "b 1 h w"], noise: Noise, cfg: Sample) -> Images:
-        """Drawn as samples are, from noise; known pixels are put back after every step (recovery: after every level, with
-        that level's noise)."""
+        """Drawn as samples are, from noise; known pixels are put back after every step (recovery: after every level,
+        with that level's noise)."""
         if self.cfg.objective == "contrast":
             start = 2 * noise.uniform(*x.shape[1:]) - 1
             return _last(self._chain(torch.where(known, x, start), noise, cfg, (x, known)))
