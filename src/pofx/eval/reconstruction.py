@@ -24,10 +24,16 @@ def reconstruct(
 
 
 def evaluate(images: UInt8[np.ndarray, "n 3 h w"], again: Float[np.ndarray, "n 3 h w"]) -> dict[str, float]:
-    """recon_psnr (dB) and recon_ssim of `images` and what came back of them, means over the images."""
+    """recon_psnr (dB) and recon_ssim of `images` and what came back of them, means over the images; and recon_sharpness,
+    the mean difference of neighbouring pixels as a share of the originals': below 1 for blur, above for grain."""
     originals = to_model(torch.from_numpy(images)).numpy()
     psnr, ssim = np.mean([compare(*pair) for pair in zip(originals, again, strict=True)], 0).tolist()
-    return {"recon_psnr": psnr, "recon_ssim": ssim}
+    return {"recon_psnr": psnr, "recon_ssim": ssim, "recon_sharpness": roughness(again) / roughness(originals)}
+
+
+def roughness(images: Float[np.ndarray, "n 3 h w"]) -> float:
+    """Mean absolute difference of neighbouring pixels, across and down."""
+    return float(sum(np.abs(np.diff(images, axis=axis)).mean() for axis in (2, 3)) / 2)
 
 
 def compare(x: Float[np.ndarray, "3 h w"], y: Float[np.ndarray, "3 h w"]) -> tuple[float, float]:
