@@ -101,7 +101,7 @@ def sampling(name: str, device: torch.device) -> dict[str, float]:
         for given in inputs:
             if any(x.requires_grad for x in given):  # a chain needs the gradient with respect to the image
                 leaf = given[0].detach().requires_grad_(True)
-                torch.autograd.grad(model.net(leaf).sum(), leaf)
+                torch.autograd.grad(model.net(leaf, *given[1:]).sum(), leaf)
             else:
                 with torch.no_grad():
                     model.net(*given)

@@ -303,6 +303,8 @@ def test_reconstruction_metrics(sprites):
     assert row["recon_psnr"] == pytest.approx(20 * math.log10(20), abs=0.01)
     assert score(1e-4)["recon_ssim"] == pytest.approx(1, abs=1e-3)
     assert score(0.9)["recon_ssim"] < row["recon_ssim"] < 1
+    flat, steep = (reconstruction.evaluate(images, k * to_model(torch.from_numpy(images)).numpy()) for k in (0.5, 0.9))
+    assert flat["recon_sharpness"] == pytest.approx(0.5) and steep["recon_sharpness"] == pytest.approx(0.9)
     assert reconstruction.reconstruct(build(*small("ebm")), images, 4, device) is None
 
 
@@ -358,6 +360,21 @@ def test_features_of_the_same_image_are_no_loss(perceptual, sprites):
     loss.sum().backward()
     assert (loss > 0).all() and y.grad.abs().flatten(1).sum(1).min() > 0
     assert (y.grad != 0).float().mean() > 0.9, "every pixel matters"
+
+
+def test_features_are_compared_at_places_of_which_none_is_preferred(perceptual, sprites, monkeypatch):
+    """Both images are moved alike, and anew every time."""
+    moves, whole = [], perceptual.features
+    monkeypatch.setattr(perceptual, "features", lambda x, shift: moves.append(shift) or whole(x, shift))
+    torch.manual_seed(0)
+    for _ in range(20):
+        perceptual(to_model(sprites[:1]), to_model(sprites[1:2]))
+    assert moves[::2] == moves[1::2] and len(set(moves)) > 10
+    assert {0, 7} <= {part for move in moves for part in move} <= set(range(8))
+    still, moved = (whole(to_model(sprites[:1]), shift)[0] for shift in ((0, 0), (4, 2)))
+    assert torch.allclose(moved[:, :, 4:-2, 3:-2], still[:, :, 2:-2, 2:-2], atol=1e-4), (
+        "by half as much at half the side"
+    )
 
 
 def test_features_are_the_networks_own(perceptual, sprites):

@@ -24,8 +24,8 @@ def reconstruct(
 
 
 def evaluate(images: UInt8[np.ndarray, "n 3 h w"], again: Float[np.ndarray, "n 3 h w"]) -> dict[str, float]:
-    """recon_psnr (dB) and recon_ssim of `images` and what came back of them, means over the images; and recon_sharpness,
-    the mean difference of neighbouring pixels as a share of the originals': below 1 for blur, above for grain."""
+    """recon_psnr (dB) and recon_ssim of `images` and what came back of them, means over images; recon_sharpness: the
+    mean difference of neighbouring pixels as a share of that of the originals, below 1 for blur, above for grain."""
     originals = to_model(torch.from_numpy(images)).numpy()
     psnr, ssim = np.mean([compare(*pair) for pair in zip(originals, again, strict=True)], 0).tolist()
     return {"recon_psnr": psnr, "recon_ssim": ssim, "recon_sharpness": roughness(again) / roughness(originals)}

@@ -16,7 +16,7 @@ from pofx.core.errors import UserError
 from pofx.nn import lite0
 
 LAYERS = {"efficientnet_lite0": 16, "vgg19": 37}  # residual blocks; modules of torchvision's `features`
-SHIFTS = 8  # the stride of the third map of EfficientNet-Lite0
+STRIDE = 8  # of the third map of EfficientNet-Lite0
 Backbone = tuple[nn.Sequential, Sequence[float], Sequence[float]]
 
 
@@ -75,14 +75,13 @@ class Perceptual:
         self.net = net[: self.layers[-1] + 1].eval().requires_grad_(False)
         self.mean, self.std = (torch.tensor(m)[:, None, None] for m in moments)
 
-    def features(self, x: Float[Tensor, "b 3 h w"], cut: tuple[int, int] = (0, 0)) -> list[Float[Tensor, "b ..."]]:
-        """Maps after each of `layers`, of images in [-1, 1], enlarged, without the first `cut` of the enlarged rows and
-        columns (at most SHIFTS - 1)."""
+    def features(self, x: Float[Tensor, "b 3 h w"], shift: tuple[int, int] = (0, 0)) -> list[Float[Tensor, "b ..."]]:
+        """Maps after each of `layers`, of images in [-1, 1], enlarged and moved down and right by `shift` pixels."""
         if self.mean.device != x.device:
             self.net, self.mean, self.std = (part.to(x.device) for part in (self.net, self.mean, self.std))
-        size, (top, left) = self.side + SHIFTS - 1, cut
-        h = F.interpolate((x - self.mean) / self.std, (size, size), mode="bilinear", align_corners=False)
-        h, found = h[:, :, top : top + self.side, left : left + self.side], []
+        size, (down, right) = (self.side, self.side), shift
+        h = F.interpolate((x - self.mean) / self.std, size, mode="bilinear", align_corners=False)
+        h, found = F.pad(h, (right, 0, down, 0), mode="replicate"), []
         for i, layer in enumerate(self.net):
             h = layer(h)
             if i in self.layers:
@@ -93,12 +92,12 @@ class Perceptual:
         """Sum over layers of half the mean squared difference, times the numbers in an image: each layer weighs as much
         as the pixels under a Gaussian of standard deviation 1, whatever the size of image and map.
 
-        Both are shifted at random by up to SHIFTS - 1 enlarged pixels: the strides of the backbone would otherwise see
-        the same pixels better than others every time, and print their grid on the images.
+        Both are moved at random, by less than the backbone's stride: it would otherwise see the same pixels better than
+        others every time, and print its grid on the images.
         """
-        cut = tuple(torch.randint(SHIFTS, (2,)).tolist())  # on the CPU: no sync
+        shift = tuple(torch.randint(STRIDE, (2,)).tolist())  # on the CPU: no sync
         with torch.no_grad():
-            want = self.features(x, cut)
-        pairs = zip(want, self.features(y, cut), strict=True)
+            want = self.features(x, shift)
+        pairs = zip(want, self.features(y, shift), strict=True)
         parts = [0.5 * (a - b).float().square().flatten(1).mean(1) for a, b in pairs]
         return x[0].numel() * torch.stack(parts).sum(0)
