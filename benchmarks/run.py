@@ -1,7 +1,8 @@
 """`make bench`: ours against a ceiling or a peer, interleaved in one process, on this machine.
 
 - train: the training loop against bare steps (forward, backward, Adam) of the same model on one fixed batch;
-- sample: the family's sampler against as many bare calls of its network as it makes;
+- sample: the family's sampler against as many bare calls of its network as it makes (of an energy-based model, also of
+  presets: forward and the gradient with respect to the image);
 - features: the folded extractor against the package's own forward.
 Writes benchmarks/results/<machine>.json and prints a table. Ratios, not absolute speeds, travel between machines.
 """
@@ -13,10 +14,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from ruamel.yaml import YAML
 
 from pofx.core import config, family, files, loop, machine
 from pofx.core.data import Pool
@@ -26,6 +29,7 @@ from pofx.core.state import Slot
 from pofx.data.sprites import generate
 from pofx.eval import extractor
 from stages import ROOT, RUNS, run
+from tools import compose
 
 ROUNDS = 5
 
@@ -53,11 +57,11 @@ def ratio(ours: Callable[[], None], other: Callable[[], None], images: int) -> d
     }
 
 
-def build(name: str) -> family.Family:
+def build(name: str, cfg: Any = None) -> family.Family:
     """An untrained model, on untrained ones of what it needs: as fast as a trained one."""
     module = family.module(name)
     base = [build(module.Model.needs)] if module.Model.needs else []
-    return module.Model(config.section(name, module.Config), *base)
+    return module.Model(cfg or config.section(name, module.Config), *base)
 
 
 def training(name: str, images: torch.Tensor, device: torch.device) -> dict[str, float]:
@@ -88,9 +92,14 @@ def training(name: str, images: torch.Tensor, device: torch.device) -> dict[str,
     return ratio(ours, other, steps * train.batch)
 
 
-def sampling(name: str, device: torch.device) -> dict[str, float]:
-    cfg = config.section(f"sample.{name}", family.module(name).Sample)
-    model = build(name).to(device, memory_format=torch.channels_last).eval()
+def sampling(name: str, device: torch.device, preset: str = "") -> dict[str, float]:
+    module = family.module(name)
+    own, cfg = config.section(name, module.Config), config.section(f"sample.{name}", module.Sample)
+    if preset:
+        tree = YAML(typ="safe").load(compose.text([preset]))
+        own = config.build(module.Config, tree[name], name)
+        cfg = config.build(module.Sample, tree["sample"][name], f"sample.{name}")
+    model = build(name, own).to(device, memory_format=torch.channels_last).eval()
     inputs: list[tuple[torch.Tensor, ...]] = []
     handle = model.net.register_forward_pre_hook(lambda _, given: inputs.append(given))
     with torch.no_grad():
@@ -136,6 +145,8 @@ def main() -> None:
         rows[f"train {name}"] = training(name, pool, device)
         if name != "vqprior":  # calls of a network with a cache cannot be repeated as they were recorded
             rows[f"sample {name}"] = sampling(name, device)
+    for preset in ("ebm=igebm", "ebm=icd"):
+        rows[f"sample {preset}"] = sampling("ebm", device, preset)
     called = machine.name(device)
     table = pd.DataFrame(rows).T
     print(f"\n{called}, torch {torch.__version__}, median of {ROUNDS} interleaved rounds\n\n{table.to_markdown()}")
