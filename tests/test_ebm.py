@@ -257,6 +257,7 @@ def test_buffer_and_noise_are_two_ways_to_draw():
         (CONTRAST, {"kl": -1.0}, "kl = -1.0"),
         (CONTRAST, {"net": {"multipliers": (1, 2, 4, 8, 8, 8)}}, "too many or no stages at patch 2"),
         (CONTRAST, {"net": {"channels": 0}}, "channels = 0 should be at least 1"),
+        (APPROXIMATE, {"train": {"compile": True}}, "train.compile = true: PyTorch compiles no second derivatives"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(words, change, message):

@@ -15,9 +15,9 @@ level of a ladder, and conditional densities of one level given the next, close 
     p(y | x) ~ exp(-E(y, sigma_i) - |x - y|^2 / 2 s^2),    y = x0 + sigma_i z,    x = y + s z',
     s^2 = sigma_{i+1}^2 - sigma_i^2
 
-Their likelihood is trained by chains that start at x, or where `chain` is 0 by the normal approximation for small s
-(their section 3.3), which is denoising score matching of the gradient of an energy. Images are drawn from noise, level
-by level. No likelihood is reported for either.
+Their likelihood is trained by chains that start at x, or where `chain` is 0 by the paper's normal approximation for
+small s, which is denoising score matching with the gradient of an energy. Images are drawn from noise, level by level.
+No likelihood is reported for either.
 """
 
 import math
@@ -88,6 +88,8 @@ class Config:
                 raise ValueError(f"{key} = {getattr(self, key)} should lie between 0 and {most}")
         if not self.step:
             raise ValueError("step = 0 would leave chains where they are")
+        if self.train.compile and (self.kl or self.entropy or self.objective == "recovery" and not self.chain):
+            raise ValueError("train.compile = true: PyTorch compiles no second derivatives, which this objective takes")
 
 
 @dataclass(frozen=True)
@@ -196,8 +198,8 @@ class Model(Family):
 
     def _last_step(self, x: Images) -> tuple[Images, Float[Tensor, " b"]]:
         """The last step of the chains, and what it adds to the loss: the energy that it comes to, which the sampler
-        should bring down, less the entropy of its images, by their distance to the nearest of the buffer (the paper's
-        equations 9 and 11). Both are functions of the weights by way of the step alone."""
+        should bring down, less the entropy of its images, by their distance to the nearest of the buffer. Both are
+        functions of the weights by way of the step alone."""
         cfg = self.cfg
         with self._eval(), torch.enable_grad():
             x = x.detach().requires_grad_(True)
