@@ -88,7 +88,7 @@ class Config:
                 raise ValueError(f"{key} = {getattr(self, key)} should lie between 0 and {most}")
         if not self.step:
             raise ValueError("step = 0 would leave chains where they are")
-        if self.train.compile and (self.kl or self.entropy or self.objective == "recovery" and not self.chain):
+        if self.train.compile and (self.kl or self.entropy or (self.objective == "recovery" and not self.chain)):
             raise ValueError("train.compile = true: PyTorch compiles no second derivatives, which this objective takes")
 
 
