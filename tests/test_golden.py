@@ -11,13 +11,20 @@ from pathlib import Path
 import pytest
 from conftest import build, pool, slot, small
 
+from pofx.core import config
 from pofx.core.loop import train
 
 FILE = Path(__file__).with_name("golden.json")
 
 
-def test_first_losses(name, sprites, tmp_path):
-    module, cfg = small(name, images=48, batch=8, rows=6, lr=1e-3)
+# Every family at its default, and objectives that no default trains.
+CASES = [(name,) for name in config.family_names()] + [("ebm", "ebm=igebm"), ("ebm", "ebm=icd"), ("ebm", "ebm.chain=2")]
+
+
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def test_first_losses(case, sprites, tmp_path):
+    name = case[-1]
+    module, cfg = small(*case, images=48, batch=8, rows=6, lr=1e-3)
     with slot(tmp_path) as held:
         curve, *_ = train(build(module, cfg), pool(sprites, cfg), cfg.train, 0, held)
     losses = [float(f"{row['loss']:.6g}") for row in curve]
