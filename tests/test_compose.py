@@ -228,24 +228,24 @@ def test_flags_make_the_difference(here: Path, capsys: pytest.CaptureFixture, da
 def test_rows_come_and_go(here: Path, capsys: pytest.CaptureFixture):
     compose.main()
     before = load((here / "params.yaml").read_text())
-    words = ["+sample.edm.also.few.steps=6", "~sample.vae.also.mixture", "sample.ebm.also.fresh.start=buffer"]
+    words = ["+sample.edm.also.few.steps=6", "~sample.vae.also.mixture", "sample.ddpm.also.guided.guidance=3.0"]
     text = compose.text(words)
     assert compose.text(shlex.split(text.splitlines()[0].removeprefix(HEADER))) == text
     tree = load(text)
-    rows = {f: tree["sample"][f]["also"] for f in ("vae", "ebm", "edm")}
+    rows = {f: tree["sample"][f]["also"] for f in ("vae", "ddpm", "edm")}
     assert rows == {
         "vae": {},
-        "ebm": {"fresh": {"start": "buffer"}},
+        "ddpm": {"guided": {"guidance": 3.0}},
         "edm": {"guided": {"guidance": 2.0}, "few": {"steps": 6}},
     }
     flags = compose.flags(before, tree)
     assert flags.split() == shlex.split(flags)
     assert override(before, flags) == tree and override(tree, compose.flags(tree, before)) == before
 
-    (here / "params.yaml").write_text((here / "params.yaml").read_text().replace("{fresh: {start: noise}}", "{}"))
+    (here / "params.yaml").write_text((here / "params.yaml").read_text().replace("{mixture: {prior: mixture}}", "{}"))
     capsys.readouterr()
     compose.main()
-    assert capsys.readouterr().err == "dropped an edit of params.yaml: ~sample.ebm.also.fresh\n"
+    assert capsys.readouterr().err == "dropped an edit of params.yaml: ~sample.vae.also.mixture\n"
 
 
 def test_no_difference_no_flags(here: Path, capsys: pytest.CaptureFixture):

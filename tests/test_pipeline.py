@@ -23,7 +23,7 @@ TINY = [
     f"fid.n_reference={N}", "fid.batch=32", "fid.kid_subsets=2", "fid.kid_subset_size=32",
     "vae.channels=[8,8,8]", "vae.latent=8",
     "vqvae.channels=8", "vqvae.codes=8", "vqvae.dim=4", "vqprior.width=8", "vqprior.layers=1",
-    "ebm.channels=8", "ebm.blocks=1", "ebm.patch=4", "ebm.buffer=64", "ebm.chain=2",
+    "ebm=igebm", "ebm.net.channels=8", "ebm.net.patch=4", "ebm.buffer=64", "ebm.chain=2",
     "ncsn.n_sigmas=4", "sample.ebm.chain=2", "sample.ncsn.step_size=null", "sample.ddpm.steps=3", "sample.edm.steps=3",
     *(f"{f}.net.{k}={v}" for f in ("ncsn", "ddpm", "edm") for k, v in
       {"channels": 8, "multipliers": [1, 2], "attention": [], "patch": 4}.items()),
