@@ -33,11 +33,11 @@ def points(csv: IO[str]) -> pd.DataFrame:
         raise UserError("nothing to read: `dvc exp show --csv | python -m tools.tradeoff`") from None
     found = {key: [c for c in frame.columns if c.rpartition(":")[2] == key] for key in (BETA, PSNR, MIG)}
     if lacking := [key for key, columns in found.items() if not columns]:
-        raise UserError(f"no experiment shown has {', '.join(lacking)}: run some (docs/families.md, vae)")
+        raise UserError(f"no experiment shown has {', '.join(lacking)}: run some (docs/families/vae.md)")
     wanted = pd.DataFrame({key: pd.to_numeric(frame[c[0]], errors="coerce") for key, c in found.items()})
     wanted = wanted.dropna().drop_duplicates(BETA).sort_values(BETA)
     if wanted.empty:
-        raise UserError(f"no experiment shown has all of {BETA}, {PSNR} and {MIG}: run some (docs/families.md, vae)")
+        raise UserError(f"no experiment shown has all of {BETA}, {PSNR} and {MIG}: run some (docs/families/vae.md)")
     return wanted
 
 
