@@ -229,7 +229,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(words, sprites, tmp_path):
     left, right = whole.state_dict(), other.state_dict()
     assert one == two and left.keys() == right.keys()
     assert all(torch.equal(left[key], right[key]) for key in left)
-    assert left["gap"][2] == cfg.train.images // cfg.train.batch
+    assert left["watched"][2] == cfg.train.images // cfg.train.batch
 
 
 def test_buffer_and_noise_are_two_ways_to_draw():
@@ -277,6 +277,14 @@ def test_a_gap_is_a_fault_once_it_stays_outside_its_spread():
     fired = [bool(model._outside(torch.tensor(20.0 + k))) for k in range(100)]
     assert fired == [False] * 99 + [True]
     assert not model._outside(torch.tensor(0.0)), "back within"
+
+
+def test_a_loss_that_stays_that_of_nothing_is_a_fault_after_a_thousand_steps():
+    model = build(*small("ebm")).train()
+    assert not any(model._idle(torch.tensor(0.9)) for _ in range(1000))
+    assert model._idle(torch.tensor(0.9)) and not model.eval()._idle(torch.tensor(0.9))
+    model.train()
+    assert not [model._idle(torch.tensor(0.3)) for _ in range(200)][-1], "it learns after all"
 
 
 def test_warnings_of_saturated_and_of_equal_chains(sprites):

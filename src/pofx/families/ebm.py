@@ -45,6 +45,10 @@ Images = Float[Tensor, "b 3 h w"]
 Known = tuple[Images, Bool[Tensor, "b 1 h w"]]  # images, and which of their pixels are put back after every step
 NEIGHBOURS = 100  # images of the buffer among which the entropy term looks for the nearest
 CALM, WILD = 100, 5.0  # steps until the gap's spread is known, and of a gap outside it; in standard deviations
+IDLE, NONE = (
+    1000,
+    0.8,
+)  # steps after which denoising should have a smaller loss than this; with no network it is about 1
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ ALARMS = {
     "lower ebm.train.lr or ebm.step_size, or raise ebm.alpha or ebm.chain",
     "gap": "the energies of data and chains ran apart: lower ebm.train.lr, or raise ebm.chain",
     "denoising": "the gradient of the energy denoises far worse than none would: lower ebm.train.lr",
+    "idle": "the gradient of the energy still denoises hardly better than none would: ebm.train.lr is far too high, or low",
 }
 WARNINGS = {
     "uphill": "chains end at higher energies than they start from: raise ebm.chain, or lower ebm.step_size or ebm.step",
@@ -121,11 +126,11 @@ class Model(Family):
             alarms, warnings = ("energy", "gap"), tuple(WARNINGS)
             self.register_buffer("buffer", torch.randint(0, 256, (cfg.buffer, 3, 32, 32), dtype=torch.uint8))
         else:
-            alarms, warnings = (("gap",), ("uphill",)) if cfg.chain else (("denoising",), ())
+            alarms, warnings = (("gap",), ("uphill",)) if cfg.chain else (("denoising", "idle"), ())
             rungs = torch.logspace(math.log10(cfg.sigma_min), math.log10(cfg.sigma_max), cfg.levels + 1)
             self.register_buffer("rungs", rungs, persistent=False)
         self.alarms, self.warnings = {k: ALARMS[k] for k in alarms}, {k: WARNINGS[k] for k in warnings}
-        self.register_buffer("gap", torch.zeros(4))  # mean and mean square of the gap; steps so far, and outside
+        self.register_buffer("watched", torch.zeros(4))  # gap or loss: mean, mean square; steps so far, and outside
 
     def forward(self, x: Images) -> Terms:
         if self.cfg.objective == "contrast":
@@ -233,7 +238,13 @@ class Model(Family):
         energy, slope = _slope(lambda at: self._energy(at, sigma), noisy, graph=self.training)
         weight = (sigma**2 + cfg.sigma_data**2) / (sigma * cfg.sigma_data) ** 2
         loss = (weight * (noisy - sigma**2 * slope - x).square()).flatten(1).mean(1)
-        return {"loss": loss, "energy_data": energy, "alarm_denoising": loss.detach().mean() > 10}  # none: about 1
+        mean = loss.detach().mean()
+        return {
+            "loss": loss,
+            "energy_data": energy,
+            "alarm_denoising": mean > 10 * NONE,
+            "alarm_idle": self._idle(mean),
+        }
 
     def _recover(self, x: Images) -> Terms:
         """The difference of energies at the data's x_i and at the end of chains that start at x_{i+1}."""
@@ -321,13 +332,22 @@ class Model(Family):
         """Whether the gap between energies was outside five times its running spread for a hundred steps on end."""
         if not self.training:
             return torch.zeros((), dtype=torch.bool, device=gap.device)
-        mean, square, steps, out = self.gap.unbind()
+        mean, square, steps, out = self.watched.unbind()
         wild = (steps >= CALM) & ((gap - mean).abs() > WILD * (square - mean**2).clamp(min=0).sqrt())
         share = torch.where(wild, 0.0, 1 / (steps + 1).clamp(max=CALM))  # outliers do not widen the spread
-        self.gap.copy_(torch.stack([
+        self.watched.copy_(torch.stack([
             mean + share * (gap - mean), square + share * (gap**2 - square), steps + 1, torch.where(wild, out + 1, 0.0)
         ]))  # fmt: skip
-        return self.gap[3] >= CALM
+        return self.watched[3] >= CALM
+
+    def _idle(self, loss: Float[Tensor, ""]) -> Tensor:
+        """Whether the running mean of the loss is that of a network which says next to nothing."""
+        if not self.training:
+            return torch.zeros((), dtype=torch.bool, device=loss.device)
+        mean, square, steps, out = self.watched.unbind()
+        mean = mean + (loss - mean) / (steps + 1).clamp(max=CALM)
+        self.watched.copy_(torch.stack([mean, square, steps + 1, out]))
+        return (steps >= IDLE) & (mean > NONE)
 
     def sample(self, noise: Noise, cfg: Sample) -> Float[Tensor, "n 3 32 32"]:
         """Contrast: chains of cfg.chain steps from uniform noise, or from the places noise.start.. of the buffer.
