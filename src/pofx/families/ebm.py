@@ -108,7 +108,7 @@ ALARMS = {
     "lower ebm.train.lr or ebm.step_size, or raise ebm.alpha or ebm.chain",
     "gap": "the energies of data and chains ran apart: lower ebm.train.lr, or raise ebm.chain",
     "denoising": "the gradient of the energy denoises far worse than none would: lower ebm.train.lr",
-    "idle": "the gradient of the energy still denoises hardly better than none would: ebm.train.lr is far too high, or low",
+    "idle": "the gradient of the energy denoises hardly better than none would: ebm.train.lr is far too high, or low",
 }
 WARNINGS = {
     "uphill": "chains end at higher energies than they start from: raise ebm.chain, or lower ebm.step_size or ebm.step",
@@ -347,7 +347,7 @@ class Model(Family):
         mean, square, steps, out = self.watched.unbind()
         mean = mean + (loss - mean) / (steps + 1).clamp(max=CALM)
         self.watched.copy_(torch.stack([mean, square, steps + 1, out]))
-        return (steps >= IDLE) & (mean > NONE)
+        return (self.watched[2] >= IDLE) & (mean > NONE)
 
     def sample(self, noise: Noise, cfg: Sample) -> Float[Tensor, "n 3 32 32"]:
         """Contrast: chains of cfg.chain steps from uniform noise, or from the places noise.start.. of the buffer.
