@@ -134,7 +134,11 @@ def test_page_shows_what_an_energy_is_for(built):
         "Right half hidden, 32 images: PSNR of the hidden pixels 12.1 dB",
         "filled with the mean of the rest, 13.9 dB",
     )
-    captions += ("PSNR 20.2 dB with noise, 22.4 dB restored", "after 0, 1, 2, 4, 60 Langevin steps", 'href="#energy"')
+    captions += (
+        "PSNR 20.2 dB with noise, 22.4 dB restored",
+        "from where they start to the sample, evenly spaced",
+        'href="#energy"',
+    )
     for needed in captions:
         assert needed in flat, needed
     assert "the &lt;buffer&gt; is too small" in html
@@ -152,8 +156,8 @@ def test_page_shows_codes_and_neighbours(built):
     floor, vae = rows
     assert floor["recon_fd_effnet"] == ("62", 62.0) and floor["SSIM"] == (report.BLANK, float("inf"))
     assert vae["active units"] == ("7 of 10", 7) and vae["codes used"][0] == report.BLANK
-    cells = ("5.123 ± 0.010", "5.18", "0.25", "123", "22.2", "0.57", "7 of 10", report.BLANK)
-    assert [cell for cell, _ in vae.values()] == ["vae", *cells, *3 * [report.BLANK]]
+    cells = ("5.123 ± 0.010", "5.18", "0.25", "123", "22.2", "0.57", report.BLANK, "7 of 10")
+    assert [cell for cell, _ in vae.values()] == ["vae", *cells, *4 * [report.BLANK]]
     for cell in cells:
         assert f">{cell}</td>" in html and f" {cell} " in markdown, cell
 
