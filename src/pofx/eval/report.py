@@ -343,10 +343,11 @@ def beyond_notice(metrics: Metrics) -> str:
         "those of the papers; larger is better. nearest_ratio: median distance to the nearest of "
         f"{p['n_reference']:,} training images, over that of test images. copied: share of samples that lie nearer to "
         "one of these than 99% of test images do; a copy of any other training image goes unseen. duplicates: share "
-        "nearer to another sample than 99% of test images to another test image. Both are 1% by chance; what is near "
-        "in these features need not look alike, and images of noise are all near each other. colour_shift: mean red, "
-        "green and blue less those of training images, in standard errors; within ±2 by chance, and the larger N, the "
-        "more the same shift counts. saturated: share of values at 0 or 255."
+        "nearer to another sample than 99% of test images to another test image. Both are 1% by chance. What is near "
+        "in these features need not look alike: images without structure lie in their middle, near to all others, so "
+        "see the rows of the Gaussians, and recall, before believing a high precision, density or copied. "
+        "colour_shift: mean red, green and blue less those of training images, in standard errors; within ±2 by "
+        "chance, and the larger N, the more the same shift counts. saturated: share of values at 0 or 255."
     )
 
 
