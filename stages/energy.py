@@ -15,7 +15,7 @@ from pofx.core import config, family, files, machine
 from pofx.core.errors import UserError
 from pofx.core.images import save_grid
 from pofx.core.rng import BLOCK, Noise, fold
-from pofx.eval import distances, drawing, energy, extractor
+from pofx.eval import colour, distances, drawing, energy, extractor
 
 ROWS, COLUMNS, DRAWS, IMAGES, SIGMAS = (
     6,
@@ -71,7 +71,7 @@ def main(name: str) -> None:
     net = extractor.build(fid, RUNS / "weights", RUNS.parent, device)
     drawing.score(rows, drawn, net, reference, fid, seed, "chains")
     for row, found in zip(drawing.accepted(rows), drawn, strict=True):
-        row |= {"saturated": energy.saturated(found), "energy": energies(found).mean()}
+        row |= {"saturated": colour.saturated(found), "energy": energies(found).mean()}
     protocol = {"reference": f"train, {len(reference):,} images", "extractor": net.name, "kid_subsets": fid.kid_subsets}
     protocol |= {"kid_subset_size": size, "test_images": n, "chance": energy.chance(n), "device": machine.name(device)}
     record = {"n": cfg.n, "keys": net.keys, "protocol": protocol, **scores, "rows": rows, "chain": own.chain}

@@ -1,4 +1,4 @@
-"""Score one family: samples/F/, models/F/, features/train.npy, data/ -> metrics/fid/F.json.
+"""Score one family: samples/F/, models/F/, features/{train,test}.npy, data/ -> metrics/fid/F.json.
 
 Also writes features/F/ and plots/fid/F/*.png: the nearest training images of samples, and what the family's code holds,
 if it has one. Distances belong to each row (a way to draw, see pofx.core.family.draws), all else to the model, and
@@ -16,7 +16,7 @@ import torch
 from stages import RUNS, run
 from pofx.core import config, family, files, machine
 from pofx.core.images import save_grid, to_uint8
-from pofx.eval import codes, disentanglement, distances, extractor, likelihood, reconstruction
+from pofx.eval import codes, colour, disentanglement, distances, extractor, likelihood, measures, reconstruction
 
 SHOWN, NEIGHBOURS = 8, 5  # samples with their neighbours
 
@@ -26,7 +26,8 @@ def main(name: str) -> None:
     ways = family.draws(name, config.section(f"sample.{name}", family.module(name).Sample))
     bits = config.section("likelihood", likelihood.Likelihood)
     model = family.load(Path(f"models/{name}"), device)
-    reference, every = np.load("features/train.npy"), np.load("data/test.npy")
+    reference, unseen = np.load("features/train.npy"), np.load("features/test.npy")
+    every, colours = np.load("data/test.npy"), colour.means(np.load("data/train.npy", mmap_mode="r"))
     drawn = {row: np.load(f"samples/{name}/{row}.npy") for row in ways}
     n = len(drawn[name])
     test = every[:n]
@@ -34,13 +35,15 @@ def main(name: str) -> None:
 
     net = extractor.build(cfg, RUNS / "weights", RUNS.parent, device)
     protocol = {"n": n, "n_reference": len(reference), "reference": f"train, {len(reference):,} images"}
+    protocol |= {"n_test": len(unseen), "n_manifold": measures.sides(drawn[name], reference)}
     protocol |= {"extractor": net.name, "kid_subsets": cfg.kid_subsets, "kid_subset_size": cfg.kid_subset_size}
     card = files.read_json(Path(f"models/{name}/model.json"))
     base = {card["base"]["family"]: card["base"]["config"]} if "base" in card else {}  # trained before, and part of it
     rows: dict[str, dict[str, Any]] = {}
     for row, how in ways.items():
         features = net.features(drawn[row], cfg.batch, row)
-        rows[row] = distances.compare(features, reference, net.keys, cfg.kid_subsets, cfg.kid_subset_size, seed)
+        rows[row] = measures.against_train(drawn[row], features, reference, colours, net.keys, cfg, seed)
+        rows[row] |= measures.against_test(features, reference, unseen, net.keys, cfg, seed)
         told = {key: value for key, value in dataclasses.asdict(how).items() if key != "also"}
         rows[row] |= {"protocol": protocol, "config": base | {name: card["config"], f"sample.{name}": told}}
         files.write_npy(Path(f"features/{name}/{row}.npy"), features)
@@ -64,9 +67,7 @@ def main(name: str) -> None:
     rows[name]["protocol"] = own | ({"traversal": codes.VALUES} if "traversals" in shown else {})
     for picture, (images, columns) in shown.items():
         save_grid(images, Path(f"plots/fid/{name}/{picture}.png"), columns)
-    keys = dict.fromkeys(key for found in rows.values() for key in found)
-    record = {key: {row: found[key] for row, found in rows.items() if key in found} for key in keys}
-    files.write_json(Path(f"metrics/fid/{name}.json"), record)
+    files.write_json(Path(f"metrics/fid/{name}.json"), measures.by_metric(rows))
 
 
 def neighbours(drawn: np.ndarray, features: np.ndarray, reference: np.ndarray) -> codes.Sheet:

@@ -1,17 +1,20 @@
 """data/{train,test}.npy -> features/{train,test}.npy, metrics/reference.json: what the families are compared with.
 
-The reference is the first `fid.n_reference` training images; the floor takes as many test images as are sampled. The
-Gaussians, for bits per dimension, are fitted to all training images and measured on all test images.
+The reference is the first `fid.n_reference` training images. Two floors: as many test images as are sampled against it
+("floor"), and as many of it against as many others of it ("halves"). Gaussians fitted to all training images are the
+baselines: as many images as are sampled, and bits per dimension of all test images.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from stages import RUNS, run
 from pofx.core import config, files, machine
 from pofx.core.errors import UserError
-from pofx.eval import baselines, distances, extractor
+from pofx.core.rng import fold
+from pofx.eval import baselines, colour, distances, extractor, measures
 
 
 def main() -> None:
@@ -19,21 +22,37 @@ def main() -> None:
     train, test = (np.load(f"data/{split}.npy", mmap_mode="r") for split in ("train", "test"))
     if cfg.n_reference > len(train):
         raise UserError(f"fid.n_reference = {cfg.n_reference} exceeds the {len(train)} training images: lower it")
-    n = min(config.value("sample.n", int), len(test))
+    asked = config.value("sample.n", int)
+    n, half = min(asked, len(test)), min(asked, cfg.n_reference // 2)
     distances.check_subset(cfg.kid_subset_size, n, cfg.n_reference)
 
     net = extractor.build(cfg, RUNS / "weights", RUNS.parent, machine.device())
     reference = net.features(train[: cfg.n_reference], cfg.batch, "train")
     floor = net.features(test[:n], cfg.batch, "test")
-    row = distances.compare(floor, reference, net.keys, cfg.kid_subsets, cfg.kid_subset_size, seed)
-    row["protocol"] = {"n": n, "reference": f"train, {cfg.n_reference:,} images", "keys": net.keys}
+    colours = colour.means(train)
+    one, other = reference[:half], reference[half : 2 * half]
+    rows: dict[str, dict[str, Any]] = {
+        "floor": measures.against_train(test[:n], floor, reference, colours, net.keys, cfg, seed)
+        | {"protocol": {"n": n, "reference": f"train, {cfg.n_reference:,} images", "keys": net.keys}},
+        "halves": measures.against_train(train[:half], one, other, colours[half : 2 * half], net.keys, cfg, seed)
+        | measures.against_test(one, other, floor, net.keys, cfg, seed)
+        | {"protocol": {"n": half, "reference": f"train, {half:,} other images"}},
+    }
+
+    gaussians = baselines.Gaussians(train)
+    for name, images in gaussians.draw(asked, fold(seed, "baselines")).items():
+        features = net.features(images, cfg.batch, name)
+        rows[name] = measures.against_train(images, features, reference, colours, net.keys, cfg, seed)
+        rows[name] |= measures.against_test(features, reference, floor, net.keys, cfg, seed)
+        rows[name] |= {"protocol": {"n": asked, "reference": rows["floor"]["protocol"]["reference"]}}
+    for name, (bits, error) in gaussians.bits(test).items():
+        rows[name] |= {"bpd": bits, "bpd_stderr": error}
+    for name, reason in gaussians.refused.items():
+        rows[name] = {"refused": reason}
 
     files.write_npy(Path("features/train.npy"), reference)
     files.write_npy(Path("features/test.npy"), floor)
-    tree = {key: {"floor": value} for key, value in row.items()}
-    lines = baselines.evaluate(train, test)
-    tree |= {key: {name: got[i] for name, got in lines.items()} for i, key in enumerate(("bpd", "bpd_stderr"))}
-    files.write_json(Path("metrics/reference.json"), tree)
+    files.write_json(Path("metrics/reference.json"), measures.by_metric(rows))
 
 
 if __name__ == "__main__":

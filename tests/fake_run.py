@@ -25,6 +25,11 @@ GUARDS = {  # that fired; of the other families none
     ]
 }
 KEYS = ["fd_effnet", "kid_effnet", "kid_effnet_std"]
+BEYOND = {  # of every row; no row here has images enough to be extrapolated, but where a test gives it a number
+    "fd_test_effnet": 640.5, "kid_test_effnet": 1.2345, "kid_test_effnet_std": 0.0321, "precision": 0.8125,
+    "recall": 0.0456, "density": 1.25, "coverage": 0.375, "nearest_ratio": 0.875, "copied": 0.0123,
+    "duplicates": 0.25, "colour_shift": [-7.94, 8.16, 3.0], "saturated": 0.0312,
+}  # fmt: skip
 
 
 def fake_metrics(keys: list[str] = KEYS) -> report.Metrics:
@@ -68,6 +73,20 @@ def fake_metrics(keys: list[str] = KEYS) -> report.Metrics:
     trees.append({"bpd": {"vae": 5.4321}, "bpd_stderr": {"vae": 0.01}})
     trees += [{key: {"vae": value} for key, value in row.items()} for row in (CODE, {f"recon_{keys[0]}": 123.4})]
     return report.merge(trees)
+
+
+def with_beyond(metrics: report.Metrics) -> report.Metrics:
+    """The same run as one that measures more than distances, and has baselines; the full Gaussian is refused."""
+    rows = {"floor": ("precision", "recall", "density", "coverage", "colour_shift", "saturated")}
+    rows |= dict.fromkeys((*ROWS, "halves", "pixel_gaussian"), tuple(BEYOND))
+    more: report.Metrics = {key: {row: BEYOND[key] for row in rows if key in rows[row]} for key in BEYOND}
+    protocol = {row: told | {"n_test": 1500, "n_manifold": 1800} for row, told in metrics["protocol"].items()}
+    protocol["floor"] = metrics["protocol"]["floor"]
+    protocol |= {"halves": {"n": 1234, "reference": "train, 1,234 other images"}}
+    protocol |= {"pixel_gaussian": {"n": 2000, "reference": "train, 10,000 images"}}
+    distances = {key: metrics[key] | {"halves": 31.4, "pixel_gaussian": 934.0} for key in KEYS}
+    bits = {key: {k: v for k, v in metrics[key].items() if k != "gaussian"} for key in ("bpd", "bpd_stderr")}
+    return metrics | more | distances | bits | {"protocol": protocol, "refused": {"gaussian": "<60> are too few"}}
 
 
 def fake_sweep(scale: float, keys: list[str] = KEYS) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def test_closed_forms_are_scipys(images):
     train, test = (x.reshape(-1, D).astype(float) for x in images)
     covariance = np.cov(train.T, bias=True) + np.eye(D) / 12
     wants = {"gaussian": covariance, "pixel_gaussian": np.diag(covariance.diagonal())}
-    got = baselines.evaluate(*images)
+    got = baselines.Gaussians(images[0]).bits(images[1])
     assert list(got) == list(wants)
     for name, matrix in wants.items():
         bits = expected(train, test, matrix)
@@ -40,13 +40,45 @@ def test_closed_forms_are_scipys(images):
 
 
 def test_chunks_make_no_difference(images, monkeypatch):
-    whole = baselines.evaluate(*images)
+    train, test = images
+    bits, drawn = (whole := baselines.Gaussians(train)).bits(test), whole.draw(100, 0)
     monkeypatch.setattr(baselines, "CHUNK", 70)
-    assert all(baselines.evaluate(*images)[name] == pytest.approx(bits, rel=1e-12) for name, bits in whole.items())
+    parts = baselines.Gaussians(train)
+    assert all(parts.bits(test)[name] == pytest.approx(want, rel=1e-12) for name, want in bits.items())
+    assert all(np.abs(parts.draw(100, 0)[name].astype(int) - x).max() <= 1 for name, x in drawn.items())
 
 
-def test_images_of_one_colour_and_fewer_images_than_pixels_stay_finite():
+def test_images_of_one_colour_stay_finite():
     """Without spread the bits are those of the dequantisation noise under a Gaussian of its own variance."""
-    flat = np.full((2, 3, 8, 8), 7, np.uint8)
-    (full, _), (pixels, _) = baselines.evaluate(flat, flat).values()
-    assert full == pixels == pytest.approx(0.5 * math.log2(2 * math.pi * math.e / 12))
+    flat = np.full((20, 3, 2, 2), 7, np.uint8)
+    (full, _), (pixels, _) = baselines.Gaussians(flat).bits(flat).values()
+    assert full == pytest.approx(pixels) == pytest.approx(0.5 * math.log2(2 * math.pi * math.e / 12))
+
+
+def test_images_drawn_have_the_moments_of_the_data(images):
+    gaussians = baselines.Gaussians(images[0])
+    drawn, (mean, covariance) = gaussians.draw(20_000, 1), baselines.moments(images[0])
+    assert list(drawn) == ["gaussian", "pixel_gaussian", "pca_gaussian"]
+    for name, x in drawn.items():
+        assert x.shape == (20_000, 3, 1, 1) and x.dtype == np.uint8
+        got = baselines.moments(x)
+        assert got[0] == pytest.approx(mean, abs=0.5), name
+        values, vectors = np.linalg.eigh(covariance)
+        wants = {"gaussian": covariance, "pixel_gaussian": np.diag(covariance.diagonal())}
+        wants["pca_gaussian"] = (vectors[:, 1:] * values[1:]) @ vectors[:, 1:].T  # two directions of three
+        assert np.abs(got[1] - wants[name]).max() < 12, name
+    again = gaussians.draw(30, 1)
+    assert all(np.array_equal(again[name], x[:30]) for name, x in drawn.items())
+
+
+def test_fewer_images_than_dimensions_are_refused_with_the_reason():
+    """A covariance of the noise alone, in the directions that no image has, would cost hundreds of bits."""
+    rng = np.random.default_rng(0)
+    for n, refused in ((60, ["gaussian", "pca_gaussian"]), (100, ["gaussian"]), (200, [])):
+        images = rng.integers(0, 256, (n, 3, 8, 8), dtype=np.uint8)
+        gaussians = baselines.Gaussians(images)
+        assert list(gaussians.refused) == refused
+        assert list(gaussians.bits(images)) == ["gaussian", "pixel_gaussian"][len(refused) > 0 :]
+        assert set(gaussians.draw(4, 0)) == {"gaussian", "pixel_gaussian", "pca_gaussian"} - set(refused)
+    few = baselines.Gaussians(images[:60]).refused
+    assert few["gaussian"] == "60 training images are not more than its 192 dimensions"

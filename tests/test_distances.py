@@ -135,3 +135,25 @@ def test_nearest_finds_a_planted_duplicate_and_then_the_next():
     assert near.shape == (3, 5) and near[0, 0] == 17 and near[1, 0] == 40
     far = np.square(x[:, None] - y).sum(2)
     assert np.array_equal(near, far.argsort(1)[:, :5])
+
+
+def test_names_of_other_distances_keep_the_extractor():
+    names = {("fd_effnet", "inf"): "fd_inf_effnet", ("kid_effnet_std", "test"): "kid_test_effnet_std"}
+    names |= {("fid", "test"): "fid_test", ("kid_std", "test"): "kid_test_std"}
+    assert {key: distances.named(*key) for key in names} == names
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.2])
+def test_extrapolation_is_nearer_to_many_vectors_than_few_are(shift):
+    """Against the distance of as many vectors as nobody draws."""
+    y = features(3000, 64, 1)
+    want = distances.frechet(features(50_000, 64, 0, shift), y)
+    x = features(200, 64, 2, shift)
+    got, error = distances.extrapolated(x, y, 0)
+    assert abs(got - want) < 0.5 * abs(distances.frechet(x, y) - want) and error > 0
+    assert (got, error) == distances.extrapolated(x, y, 0) != distances.extrapolated(x, y, 1)
+
+
+def test_too_few_vectors_are_not_extrapolated():
+    assert distances.extrapolated(features(63, 32, 0), features(90, 32, 1), 0) is None
+    assert distances.extrapolated(features(64, 32, 0), features(90, 32, 1), 0) is not None

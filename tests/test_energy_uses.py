@@ -129,10 +129,6 @@ def test_every_row_at_every_length():
     assert [(cfg.start, cfg.chain) for _, cfg in found] == [("buffer", 0), ("buffer", 60), ("noise", 0), ("noise", 60)]
 
 
-def test_saturated_values_are_those_at_both_ends():
-    assert energy.saturated(np.full((2, 3, 4, 4), [0, 1, 254, 255], np.uint8)) == 0.5
-
-
 def test_a_strip_goes_from_the_start_to_the_sample(model):
     picture, columns = energy.strip(model, OWN, Noise(1, 0, 3), 4)
     picture = picture.reshape(3, columns, 3, 32, 32)

@@ -7,7 +7,18 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from fake_run import BASED, CODE, MODELS, ROWS, SWEPT, fake_energy, fake_material, fake_metrics, fake_sweep
+from fake_run import (
+    BASED,
+    CODE,
+    MODELS,
+    ROWS,
+    SWEPT,
+    fake_energy,
+    fake_material,
+    fake_metrics,
+    fake_sweep,
+    with_beyond,
+)
 from PIL import Image
 
 from pofx.core.errors import UserError
@@ -123,7 +134,11 @@ def test_page_shows_what_an_energy_is_for(built):
         "Right half hidden, 32 images: PSNR of the hidden pixels 12.1 dB",
         "filled with the mean of the rest, 13.9 dB",
     )
-    captions += ("PSNR 20.2 dB with noise, 22.4 dB restored", "after 0, 1, 2, 4, 60 Langevin steps", 'href="#energy"')
+    captions += (
+        "PSNR 20.2 dB with noise, 22.4 dB restored",
+        "from where they start to the sample, evenly spaced",
+        'href="#energy"',
+    )
     for needed in captions:
         assert needed in flat, needed
     assert "the &lt;buffer&gt; is too small" in html
@@ -141,8 +156,8 @@ def test_page_shows_codes_and_neighbours(built):
     floor, vae = rows
     assert floor["recon_fd_effnet"] == ("62", 62.0) and floor["SSIM"] == (report.BLANK, float("inf"))
     assert vae["active units"] == ("7 of 10", 7) and vae["codes used"][0] == report.BLANK
-    cells = ("5.123 ± 0.010", "5.18", "0.25", "123", "22.2", "0.57", "7 of 10", report.BLANK)
-    assert [cell for cell, _ in vae.values()] == ["vae", *cells, *3 * [report.BLANK]]
+    cells = ("5.123 ± 0.010", "5.18", "0.25", "123", "22.2", "0.57", report.BLANK, "7 of 10")
+    assert [cell for cell, _ in vae.values()] == ["vae", *cells, *4 * [report.BLANK]]
     for cell in cells:
         assert f">{cell}</td>" in html and f" {cell} " in markdown, cell
 
@@ -230,7 +245,7 @@ def test_leaderboard_is_sorted_below_the_floor_and_blank_where_there_is_no_likel
 
 def test_the_fixed_rows_stand_in_a_body_of_their_own(built):
     bodies = re.findall(r"<tbody.*?</tbody>", (built[0] / "report/index.html").read_text(), re.DOTALL)
-    assert bodies[0].count("<tr>") == 1 + len(report.LINES) and bodies[1].count("<tr>") == len(ROWS)
+    assert bodies[0].count("<tr>") == 1 + 2 and bodies[1].count("<tr>") == len(ROWS)
 
 
 def test_runs_without_gaussians_are_still_listed():
@@ -240,9 +255,43 @@ def test_runs_without_gaussians_are_still_listed():
     assert list(report.leaderboard(MODELS, metrics).index) == ["floor", "ncsn", "ebm", "vae-mixture", "vae"]
 
 
+def test_what_a_distance_leaves_out_has_a_table(tmp_path):
+    metrics = with_beyond(fake_metrics())
+    metrics |= {"fd_inf_effnet": {"ncsn": 432.1}, "fd_inf_effnet_stderr": {"ncsn": 1.2}}
+    board = report.build(fake_material(tmp_path / "in", metrics), tmp_path / "report", tmp_path / "comparison")
+    html, markdown = ((tmp_path / "report" / name).read_text() for name in ("index.html", "report.md"))
+    assert not Page(html).open and 'href="#beyond"' in html
+    lines = ["floor", "halves", "gaussian", "pixel_gaussian"]
+    assert list(board.index) == [*lines, "ncsn", "ebm", "vae-mixture", "vae"]
+    assert list(board.loc["halves", ["model", "fd_effnet"]]) == ["training images (floor)", "31.4"]
+    assert (board.loc["gaussian"].drop("model") == report.BLANK).sum() >= 5
+    rows = report.beyond(["ncsn", "vae"], metrics)
+    assert [row["model"][0] for row in rows] == [*board["model"][:4], "ncsn", "vae"]
+    floor, _, refused, _, ncsn, vae = rows
+    assert ncsn["fd_inf_effnet"] == ("432.1 ± 1.2", 432.1) and vae["fd_inf_effnet"] == (report.BLANK, float("inf"))
+    blank, shift = 2 * (report.BLANK,), ("-7.9, +8.2, +3.0", 8.16)
+    assert floor["nearest_ratio"][0] == floor["fd_test_effnet"][0] == report.BLANK and floor["colour_shift"] == shift
+    assert [cell for cell, _ in vae.values()] == ["vae", report.BLANK, "640", "1.234 ± 0.032", "0.812", "0.0456",
+        "1.25", "0.375", "0.875", "1.2%", "25.0%", "-7.9, +8.2, +3.0", "3.1%"]  # fmt: skip
+    assert {cell for cell, _ in list(refused.values())[1:]} == set(blank)
+    for told in ("against 1,500 test images", "1,234 training images", "1,800 images a side", "10,000 training images"):
+        assert told in html and told in markdown, told
+    assert "full-covariance Gaussian: blank, &lt;60&gt; are too few." in html and "<60> are too few." in markdown
+    assert "train, 1,234 other images" in html
+    body = html[html.index('id="beyond"') :]
+    assert re.findall(r"<tbody.*?</tbody>", body, re.DOTALL)[0].count("<tr>") == len(lines)
+    assert set(report.summary(MODELS, metrics)) == {"fd_effnet", "kid_effnet", "bpd", "recon_psnr", "train_seconds"}
+
+
+def test_runs_that_measured_distances_alone_have_no_such_table(built):
+    assert report.beyond(list(ROWS), fake_metrics()) == [] and report.beyond_notice(fake_metrics()) == ""
+    for name in ("index.html", "report.md"):
+        assert "Beyond" not in (built[0] / "report" / name).read_text()
+
+
 def test_the_brief_table_fits_a_terminal():
     lines = report.brief(MODELS, fake_metrics()).splitlines()
-    assert len(lines) == 2 + 1 + len(report.LINES) + len(ROWS) and len(lines[0]) <= 120
+    assert len(lines) == 2 + 1 + 2 + len(ROWS) and len(lines[0]) <= 120
 
 
 def test_figures_are_not_empty(built):

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from fake_run import MODELS, ROWS, fake_energy, fake_material, fake_metrics
+from fake_run import BEYOND, MODELS, ROWS, fake_energy, fake_material, fake_metrics
 
 from pofx.core import files
 from pofx.core.errors import UserError
@@ -61,6 +61,19 @@ def test_scores_of_energies_are_listed_where_a_run_has_them(finished):
     page = results.page([folder])
     assert "| 0.473 " in page and "below 0.5" in page
     assert not list(folder.rglob(".gitkeep"))
+
+
+def test_what_a_distance_leaves_out_is_listed_where_a_run_has_it(finished):
+    assert "duplicates" not in results.page([results.save("a", finished)])
+    path = finished / "metrics/fid/vae.json"
+    got = files.read_json(path)
+    for row, told in got["protocol"].items():
+        told |= {"n_test": 1500, "n_manifold": 1800}
+        for key, value in BEYOND.items():
+            got.setdefault(key, {})[row] = value
+    files.write_json(path, got)
+    page = results.page([results.save("a", finished)])
+    assert "-7.9, +8.2, +3.0" in page and "1,800 images a side" in page
 
 
 def test_saving_again_replaces_the_whole(finished):

@@ -71,7 +71,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sprites):
     for split in ("train", "test"):
         files.write_npy(Path(f"data/{split}.npy"), sprites[:N].numpy())
     np.savez("data/labels.npz")
-    files.write_npy(Path("features/train.npy"), np.random.default_rng(0).random((N, 1280), np.float32))
+    for i, split in enumerate(("train", "test")):
+        files.write_npy(Path(f"features/{split}.npy"), np.random.default_rng(i).random((N, 1280), np.float32))
 
     def parameters(*words: str) -> dict[str, Any]:
         Path("params.yaml").write_text(compose.text([*WORDS, *words]))
@@ -97,7 +98,10 @@ def test_rows_are_drawn_and_scored_one_by_one(run):
     both, cost = (files.read_json(Path(f"metrics/{name}.json")) for name in ("fid/vae", "time/sample_vae"))
     assert {key: {"vae": found["vae"]} for key, found in both.items()} == scored
     further = {key: found["vae-mixture"] for key, found in both.items() if "vae-mixture" in found}
-    assert set(further) == {"fd_effnet", "kid_effnet", "kid_effnet_std", "protocol", "config"}
+    distances = {f"{key}{kind}" for key in ("fd", "kid") for kind in ("_effnet", "_test_effnet")}
+    distances |= {"kid_effnet_std", "kid_test_effnet_std", "precision", "recall", "density", "coverage"}
+    samples = {"nearest_ratio", "copied", "duplicates", "colour_shift", "saturated"}
+    assert set(further) == distances | samples | {"protocol", "config"}, "too few to extrapolate"
     assert further["fd_effnet"] != scored["fd_effnet"]["vae"]
     assert further["config"]["sample.vae"] == {"batch": 64, "prior": "mixture"}
     assert "bpd_images" not in further["protocol"] and scored["protocol"]["vae"]["bpd_images"] == 4

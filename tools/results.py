@@ -114,6 +114,7 @@ def _chapter(folder: Path) -> str:
     ]
     coded = report.codes(order, got)
     tables = [board.to_markdown(index=False), report.notice(got)]
+    tables += report.beyond_markdown(further, got) if (further := report.beyond(order, got)) else []
     told = "Codes, and test images as they come back from them; of pixels, of codes: parts of bits/dim."
     tables += [told, report.shown(coded).to_markdown(index=False)] if coded else []
     based = _params(folder).get("energy", {"models": []})["models"]  # older runs have none

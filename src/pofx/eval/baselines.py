@@ -1,8 +1,9 @@
-"""Bits per dimension of two Gaussians fitted to training images: what a model that is worth its cost stays below.
+"""Gaussians fitted to training images: what a model that is worth its cost stays below, in bits and in distance.
 
-Images are dequantised uniformly, in training and in test, and both are exact: the noise adds its variance v to the
+Images are dequantised uniformly, in training and in test, and the bits are exact: the noise adds its variance v to the
 diagonal of the covariance S, and v tr S^-1 / 2 to the expected nats of a test image. There is no other regularisation:
-v alone keeps S regular, however flat the images are. Units are grey levels, so that a bin's volume is one.
+v alone keeps S regular, however flat the images are. Units are grey levels, so that a bin's volume is one. Images drawn
+are rounded and cut off at both ends of the range.
 """
 
 import math
@@ -10,30 +11,67 @@ from collections.abc import Iterator
 
 import numpy as np
 import scipy.linalg
+import scipy.sparse.linalg
 from jaxtyping import Float64, UInt8
 
 NOISE = 1 / 12  # variance of uniform noise, one grey level wide
 CHUNK = 2000  # images at a time in float64
+COMPONENTS = 64  # of the PCA
 
 
-def evaluate(
-    train: UInt8[np.ndarray, "n *shape"], test: UInt8[np.ndarray, "m *shape"]
-) -> dict[str, tuple[float, float]]:
-    """Mean bits per dimension of all test images, and the standard error of that mean, under a Gaussian with
-    full covariance ("gaussian") and under independent ones, one a pixel and channel ("pixel_gaussian")."""
-    mean, covariance = moments(train)
-    covariance[np.diag_indices_from(covariance)] += NOISE
-    factor = scipy.linalg.cholesky(covariance, lower=True)
-    inverse = scipy.linalg.solve_triangular(factor, np.eye(len(mean)), lower=True)  # S^-1 = inverse' inverse
-    std = np.sqrt(covariance.diagonal())
-    full, pixels = [], []
-    for x in _chunks(test):
-        full.append(np.square((x - mean) @ inverse.T).sum(1))
-        pixels.append(np.square((x - mean) / std).sum(1))
-    return {
-        "gaussian": _bits(np.concatenate(full), np.square(inverse).sum(), np.log(factor.diagonal()).sum(), len(mean)),
-        "pixel_gaussian": _bits(np.concatenate(pixels), np.sum(std**-2.0), np.log(std).sum(), len(mean)),
-    }
+class Gaussians:
+    """Three of them: "gaussian", with full covariance; "pixel_gaussian", independent ones, one a pixel and channel;
+    "pca_gaussian", the 64 directions of largest variance alone, which has images but no density.
+
+    Attributes:
+        refused: name -> why training images are too few for it.
+    """
+
+    def __init__(self, train: UInt8[np.ndarray, "n *shape"]):
+        self.shape, (self.mean, covariance) = train.shape[1:], moments(train)
+        d, few = len(self.mean), f"{len(train):,} training images are not more than its"
+        self.refused = {
+            name: f"{few} {size:,} {of}"
+            for name, size, of in (("gaussian", d, "dimensions"), ("pca_gaussian", COMPONENTS, "components"))
+            if len(train) <= size
+        }
+        if "pca_gaussian" not in self.refused:
+            start = np.random.default_rng(0).normal(size=d)  # of the iteration: the same vectors every time
+            values, vectors = scipy.sparse.linalg.eigsh(covariance, min(COMPONENTS, d - 1), v0=start)
+            self.components = vectors * np.sqrt(np.maximum(values, 0))
+        covariance[np.diag_indices_from(covariance)] += NOISE
+        self.std = np.sqrt(covariance.diagonal())
+        if "gaussian" not in self.refused:
+            self.factor = scipy.linalg.cholesky(covariance, lower=True)
+
+    def bits(self, test: UInt8[np.ndarray, "m *shape"]) -> dict[str, tuple[float, float]]:
+        """Mean bits per dimension of all test images and the standard error of that mean, for each with a density."""
+        d, found = len(self.mean), {}
+        if "gaussian" not in self.refused:
+            inverse = scipy.linalg.solve_triangular(self.factor, np.eye(d), lower=True)  # S^-1 = inverse' inverse
+            far = [np.square((x - self.mean) @ inverse.T).sum(1) for x in _chunks(test)]
+            found["gaussian"] = _bits(far, np.square(inverse).sum(), np.log(self.factor.diagonal()).sum(), d)
+        far = [np.square((x - self.mean) / self.std).sum(1) for x in _chunks(test)]
+        return found | {"pixel_gaussian": _bits(far, np.sum(self.std**-2.0), np.log(self.std).sum(), d)}
+
+    def draw(self, n: int, seed: int) -> dict[str, UInt8[np.ndarray, "n *shape"]]:
+        """n images of each that was not refused, all from the same seed."""
+        d, found = len(self.mean), {}
+        ways = {
+            "gaussian": (d, lambda z: z @ self.factor.T),
+            "pixel_gaussian": (d, lambda z: z * self.std),
+            "pca_gaussian": (min(COMPONENTS, d - 1), lambda z: z @ self.components.T),
+        }
+        for name, (size, spread) in ways.items():
+            if name in self.refused:
+                continue
+            rng = np.random.default_rng(seed)
+            images = np.empty((n, d), np.uint8)
+            for start in range(0, n, CHUNK):
+                part = images[start : start + CHUNK]
+                part[:] = (self.mean + spread(rng.normal(size=(len(part), size)))).round().clip(0, 255)
+            found[name] = images.reshape(n, *self.shape)
+        return found
 
 
 def moments(images: UInt8[np.ndarray, "n *shape"]) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, "d d"]]:
@@ -48,8 +86,8 @@ def _chunks(images: UInt8[np.ndarray, "n *shape"]) -> Iterator[Float64[np.ndarra
     return (np.reshape(images[i : i + CHUNK], (-1, images[0].size)).astype(float) for i in range(0, len(images), CHUNK))
 
 
-def _bits(distance: Float64[np.ndarray, " m"], trace: float, log_std: float, d: int) -> tuple[float, float]:
+def _bits(distances: list[Float64[np.ndarray, " _"]], trace: float, log_std: float, d: int) -> tuple[float, float]:
     """From squared Mahalanobis distances, the trace of S^-1 and log det S / 2."""
-    nats = 0.5 * (distance + NOISE * trace + d * math.log(2 * math.pi)) + log_std
+    nats = 0.5 * (np.concatenate(distances) + NOISE * trace + d * math.log(2 * math.pi)) + log_std
     bits = nats / (d * math.log(2))
     return float(bits.mean()), float(bits.std(ddof=1) / math.sqrt(len(bits)))

@@ -4,10 +4,19 @@ import math
 
 import numpy as np
 import scipy.linalg
-from jaxtyping import Float, Int64
+import scipy.stats
+from jaxtyping import Float, Float64, Int64
 from scipy.spatial.distance import cdist
 
 from pofx.core.errors import UserError
+
+POINTS = 8  # sizes of a set from which its Frechet distance is extrapolated
+
+
+def named(key: str, what: str) -> str:
+    """The name of a distance of another kind in the same features: fd_effnet, "test" -> fd_test_effnet."""
+    head, _, tail = key.partition("_")
+    return "_".join(filter(None, (head, what, tail)))
 
 
 def compare(
@@ -39,15 +48,45 @@ def frechet(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> float:
         raise UserError(f"a Frechet distance needs two images a side, got {len(x)} and {len(y)}: raise sample.n")
     if len(x) > len(y):
         x, y = y, x
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    mean_x, mean_y = x.mean(0), y.mean(0)
-    x, y = (x - mean_x) / math.sqrt(len(x) - 1), (y - mean_y) / math.sqrt(len(y) - 1)
-    traces = np.square(x).sum() + np.square(y).sum()
+    return _frechet(x, *_moments(y))
+
+
+def extrapolated(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], seed: int) -> tuple[float, float] | None:
+    """Frechet distance as it would be for infinitely many of `x` (Chong and Forsyth 2020, 1911.07023).
+
+    The distance of n vectors is about a + b/n: least squares through `POINTS` sizes from half of `x` to all, evenly
+    spaced in 1/n, of random subsets; `y` stays as it is.
+
+    Returns:
+        a, and the standard error that the fit gives it. Subsets share vectors, so its true error is larger. None where
+        half of `x` are fewer than dimensions: the curve is no line there.
+    """
+    if len(x) < 2 * x.shape[1]:
+        return None
+    rng, real = np.random.RandomState(seed % 2**32), _moments(y)
+    inverse = np.linspace(2 / len(x), 1 / len(x), POINTS)
+    found = [_frechet(x[rng.choice(len(x), round(1 / part), replace=False)], *real) for part in inverse]
+    fit = scipy.stats.linregress(inverse, found)
+    return float(fit.intercept), float(fit.intercept_stderr)
+
+
+def _moments(x: Float[np.ndarray, "n d"]) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, "d d"]]:
+    x = x.astype(np.float64)
+    mean = x.mean(0)
+    return mean, (x - mean).T @ (x - mean) / (len(x) - 1)
+
+
+def _frechet(x: Float[np.ndarray, "n d"], mean: Float64[np.ndarray, " d"], s: Float64[np.ndarray, "d d"]) -> float:
+    """Distance of a set to a Gaussian."""
+    x = x.astype(np.float64)
+    mean_x = x.mean(0)
+    x = (x - mean_x) / math.sqrt(len(x) - 1)
+    traces = np.square(x).sum() + np.trace(s)
     (r,) = scipy.linalg.qr(x, mode="r", overwrite_a=True, check_finite=False)
     r = r[: x.shape[1]]  # of n rows, those below the triangle are zero
-    eigenvalues = scipy.linalg.eigvalsh(r @ (y.T @ y) @ r.T, overwrite_a=True, check_finite=False)
+    eigenvalues = scipy.linalg.eigvalsh(r @ s @ r.T, overwrite_a=True, check_finite=False)
     cross = np.sqrt(np.maximum(eigenvalues, 0)).sum()  # rounding leaves zeros at about -1e-16 of the largest
-    return float(np.square(mean_x - mean_y).sum() + traces - 2 * cross)
+    return float(np.square(mean_x - mean).sum() + traces - 2 * cross)
 
 
 def kid(

@@ -16,7 +16,7 @@ from pofx.eval import distances
 from pofx.eval.extractor import Extractor, Fid
 
 Row = dict[str, Any]
-Images = UInt8[np.ndarray, "n 3 h w"]
+Images = UInt8[np.ndarray, "_ 3 h w"]  # of test images there may be fewer than of samples
 
 
 @torch.no_grad()

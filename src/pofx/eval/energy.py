@@ -123,11 +123,6 @@ def plan(rows: dict[str, Any], chains: Sequence[int]) -> list[tuple[dict[str, An
     ]
 
 
-def saturated(images: Picture) -> float:
-    """Share of values at an end of the range, where chains that run away end up."""
-    return float(((images == 0) | (images == 255)).mean())
-
-
 @torch.no_grad()
 def strip(model: Family, cfg: Any, noise: Noise, columns: int) -> tuple[Picture, int]:
     """A row an image, states of its chain from start to sample, evenly apart; and the columns, fewer if it is short."""

@@ -18,12 +18,19 @@ import pandas as pd
 from pofx.core.errors import UserError
 from pofx.core.files import atomic, read_json
 from pofx.eval import plots
+from pofx.eval.distances import named
 
 Metrics = dict[str, dict[str, Any]]  # metric -> row (or "floor", or one of LINES) -> value
 BLANK = "\N{EN DASH}"
 SUMMARY = ("bpd", "mig", "recon_psnr", "train_seconds")  # besides the distances
 TRAINING = ("parameters", "images_seen", "train_seconds", "train_images_per_second", "device")  # every row's cost
-LINES = {"gaussian": "full-covariance Gaussian", "pixel_gaussian": "per-pixel Gaussian"}  # bits/dim alone
+LINES = {  # below the floor
+    "halves": "training images (floor)",
+    "gaussian": "full-covariance Gaussian",
+    "pixel_gaussian": "per-pixel Gaussian",
+    "pca_gaussian": "PCA-Gaussian",
+}
+FLOOR = "test images (floor)"
 FEWEST_OVERLAP = 0.3  # of neighbouring noise levels: below it Langevin dynamics may lose its way between them
 PAPERS = pd.DataFrame(
     [
@@ -83,6 +90,7 @@ COLUMNS = (  # of the leaderboard, after distances and bits/dim: heading, metric
     ("s per 1,000 samples", "sample_seconds_per_1000", text),
     ("NFE", "nfe", count),
 )
+MANIFOLD = ("precision", "recall", "density", "coverage")
 LISTED = 10  # KLs in a caption
 USES = {"inpainting": "inpainting", "denoising": "restoring"}  # picture -> numbers beside it
 CODE_PICTURES = ("reconstructions", "traversals", "interpolations")  # in the order of the page
@@ -163,13 +171,13 @@ def table(models: tuple[str, ...], metrics: Metrics, lines: Iterable[str] = ()) 
 def leaderboard(models: tuple[str, ...], metrics: Metrics) -> pd.DataFrame:
     """The table as text: floor and Gaussians first, then the rows by their Frechet distance."""
     fd, kid, spread = distance_keys(metrics)
-    lines = [name for name in LINES if name in metrics.get("bpd", {})]
+    lines = _lines(metrics)
     found, fixed = table(models, metrics, lines), ["floor", *lines]
     found = pd.concat([found.loc[fixed], found.drop(index=fixed).sort_values(fd)])
     found = found.reindex(columns=[*found.columns, *({"bpd", "bpd_stderr"} - set(found.columns))])
     return pd.DataFrame(
         {
-            "model": found.index.map(lambda name: ({"floor": "test images (floor)"} | LINES).get(name, name)),
+            "model": found.index.map(lambda name: ({"floor": FLOOR} | LINES).get(name, name)),
             fd: found[fd].map(text),
             kid: [between(*pair) for pair in zip(found[kid], found[spread], strict=True)],
             "bits/dim": [between(*pair) for pair in zip(found["bpd"], found["bpd_stderr"], strict=True)],
@@ -178,6 +186,11 @@ def leaderboard(models: tuple[str, ...], metrics: Metrics) -> pd.DataFrame:
         },
         index=found.index,
     )
+
+
+def _lines(metrics: Metrics) -> list[str]:
+    """Those of LINES of which the run knows something, if only why they are blank."""
+    return [name for name in LINES if any(name in metrics.get(key, {}) for key in ("protocol", "bpd", "refused"))]
 
 
 def brief(models: tuple[str, ...], metrics: Metrics) -> str:
@@ -234,6 +247,10 @@ def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
         "fixed": len(board) - len(order),
         "sort_values": _sort_values(found.loc[order], keys),
         "floor": got.metrics["protocol"]["floor"],
+        "lines": {LINES[f]: got.metrics["protocol"][f] for f in LINES if f in got.metrics["protocol"]},
+        "refused": {LINES[f]: reason for f, reason in got.metrics.get("refused", {}).items()},
+        "beyond": beyond(order, got.metrics),
+        "beyond_notice": beyond_notice(got.metrics),
         "notice": notice(got.metrics),
         "samples": {f: _uri(got.samples[f]) for f in ("data", *order)},
         "curves": {f: _uri(curves[f]) for f in families},
@@ -279,6 +296,59 @@ def notice(metrics: Metrics) -> str:
     if fd == "fid":
         return f"{same} Published FIDs are of 50,000 samples against the whole training set."
     return f"{same} {fd} lives in another network's features: it is not comparable with published Inception FIDs."
+
+
+def beyond(models: Sequence[str], metrics: Metrics) -> list[dict[str, tuple[str, Any]]]:
+    """What one distance to the reference does not tell: column -> what is shown, and what is sorted by. Floors and
+    baselines first, then a row for each of `models`; nothing where a run has measured none of it."""
+    fd, kid, spread = distance_keys(metrics)
+    names = {"floor": FLOOR, **{name: LINES[name] for name in _lines(metrics)}, **{f: f for f in models}}
+
+    def cells(f: str) -> dict[str, tuple[str, Any]]:
+        def known(key: str) -> float:
+            return float(metrics.get(key, {}).get(f, math.nan))
+
+        def spreading(key: str, error: str) -> tuple[str, float]:
+            return between(known(key), known(error)), known(key)
+
+        inf, shifts = named(fd, "inf"), metrics.get("colour_shift", {}).get(f, [])
+        limit, kernel = spreading(inf, f"{inf}_stderr"), spreading(named(kid, "test"), named(spread, "test"))
+        plain = {key: (text(value := known(key)), value) for key in (named(fd, "test"), *MANIFOLD, "nearest_ratio")}
+        shares = {key: known(key) for key in ("copied", "duplicates", "saturated")}
+        told = {key: (BLANK if value != value else f"{value:.1%}", value) for key, value in shares.items()}
+        colour = ", ".join(f"{z:+.1f}" for z in shifts) or BLANK, max(map(abs, shifts), default=math.nan)
+        found = {inf: limit, named(kid, "test"): kernel, **plain, **told, "colour_shift": colour}
+        order = (inf, named(fd, "test"), named(kid, "test"), *MANIFOLD, "nearest_ratio", "copied", "duplicates")
+        return {key: found[key] for key in (*order, "colour_shift", "saturated")}
+
+    found = {f: cells(f) for f in names}
+    if all(value != value for row in found.values() for _, value in row.values()):
+        return []
+    return [_blanks_last({"model": (names[f], f), **row}) for f, row in found.items()]
+
+
+def beyond_notice(metrics: Metrics) -> str:
+    """How the columns of `beyond` were measured, and how they are to be read."""
+    fd, kid, _ = distance_keys(metrics)
+    p = next((p for p in metrics["protocol"].values() if "n_manifold" in p), None)
+    if p is None:
+        return ""
+    halves = metrics["protocol"].get("halves", {"n": 0})["n"]
+    return (
+        f"{named(fd, 'inf')}: {fd} extrapolated to infinitely many samples, by a line in 1/N through sizes from N/2 to "
+        "N (± standard error of the fit); blank where N is less than twice the length of a feature vector: there is no "
+        f"such line. {named(fd, 'test')}, {named(kid, 'test')}: against {p['n_test']:,} test images; the floor of both "
+        f"is the row of {halves:,} training images, whose own {fd} is to as many other training images. Precision, "
+        f"recall (k = 3), density, coverage (k = 5): {p['n_manifold']:,} images a side, in the features of {fd}, not "
+        "those of the papers; larger is better. nearest_ratio: median distance to the nearest of "
+        f"{p['n_reference']:,} training images, over that of test images. copied: share of samples that lie nearer to "
+        "one of these than 99% of test images do; a copy of any other training image goes unseen. duplicates: share "
+        "nearer to another sample than 99% of test images to another test image. Both are 1% by chance. What is near "
+        "in these features need not look alike: images without structure lie in their middle, near to all others, so "
+        "see the rows of the Gaussians, and recall, before believing a high precision, density or copied. "
+        "colour_shift: mean red, green and blue less those of training images, in standard errors; within ±2 by "
+        "chance, and the larger N, the more the same shift counts. saturated: share of values at 0 or 255."
+    )
 
 
 def points(sweeps: dict[str, dict[str, Any]]) -> list[dict[str, tuple[str, Any]]]:
@@ -400,12 +470,12 @@ def codes(models: Sequence[str], metrics: Metrics) -> list[dict[str, tuple[str, 
     coded = {f: row for f, row in coded.items() if any(value == value for _, value in row.values())}
     if any(row[again][1] == row[again][1] for row in coded.values()):
         floor = metrics[fd]["floor"]
-        coded = {"test images (floor)": cells("floor") | {again: (text(floor), floor)}} | coded
+        coded = {FLOOR: cells("floor") | {again: (text(floor), floor)}} | coded
     return [_blanks_last({"model": (f, f), **row}) for f, row in coded.items()]
 
 
 def shown(rows: list[dict[str, tuple[str, Any]]]) -> pd.DataFrame:
-    """The cells of `points`, `codes`, `scores` or `chains`."""
+    """The cells of `beyond`, `points`, `codes`, `scores` or `chains`."""
     return pd.DataFrame([{column: cell for column, (cell, _) in row.items()} for row in rows])
 
 
@@ -504,12 +574,14 @@ def _markdown(got: Material, board: pd.DataFrame) -> str:
     tables = (shown(table(got.energies)).to_markdown(index=False, disable_numparse=True) for table in (scores, chains))
     used = ("## Energy", scores_notice(got.energies), next(tables), chains_notice(got.energies), next(tables))
     swept = ("## Distance against NFE", sweep_notice(got.sweeps), shown(points(got.sweeps)).to_markdown(index=False))
-    coded = codes(list(rows(got.models, got.metrics)), got.metrics)
+    coded, further = (f(list(rows(got.models, got.metrics)), got.metrics) for f in (codes, beyond))
     parts = (
         f"# {', '.join(got.models)} on {got.data['name']}",
         board.to_markdown(index=False),
         notice(got.metrics),
         protocol(got.metrics, got.models[0]),
+        *(f"{LINES[f]}: blank, {reason}." for f, reason in got.metrics.get("refused", {}).items()),
+        *(("## Beyond the distance", *beyond_markdown(further, got.metrics)) if further else ()),
         *(("## Codes and reconstructions", shown(coded).to_markdown(index=False)) if coded else ()),
         *(swept if got.sweeps else ()),
         *(used if got.energies else ()),
@@ -517,6 +589,11 @@ def _markdown(got: Material, board: pd.DataFrame) -> str:
         PAPERS.to_markdown(index=False, disable_numparse=True),
     )
     return "\n\n".join(parts) + "\n"
+
+
+def beyond_markdown(rows: list[dict[str, tuple[str, Any]]], metrics: Metrics) -> list[str]:
+    """Table and notice of what `beyond` found."""
+    return [shown(rows).to_markdown(index=False, disable_numparse=True), beyond_notice(metrics)]
 
 
 def _uri(path: Path) -> str:

@@ -1,0 +1,61 @@
+"""What is measured of a set of images, whoever drew them: one list for models, baselines and real images."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float64, UInt8
+
+from pofx.eval import colour, distances, manifold
+from pofx.eval.extractor import Fid
+
+Images = UInt8[np.ndarray, "n 3 h w"]
+Features = Float[np.ndarray, "_ d"]
+Keys = tuple[str, str, str]
+MOST = 10_000  # images a side of precision, recall, density and coverage: their cost is quadratic
+
+
+def against_train(
+    images: Images,
+    features: Features,
+    train: Features,
+    colours: Float64[np.ndarray, "m 3"],
+    keys: Keys,
+    cfg: Fid,
+    seed: int,
+) -> dict[str, Any]:
+    """Distances to training images under the names `keys`, the Frechet distance extrapolated to infinitely many images
+    (where there are enough), precision, recall, density and coverage with equal numbers on both sides, the shift of
+    colour against `colours` (the means of training images) and the share of saturated values."""
+    size = min(cfg.kid_subset_size, len(features), len(train))
+    found: dict[str, Any] = distances.compare(features, train, keys, cfg.kid_subsets, size, seed)
+    if (limit := distances.extrapolated(features, train, seed)) is not None:
+        inf = distances.named(keys[0], "inf")
+        found |= dict(zip((inf, f"{inf}_stderr"), limit, strict=True))
+    n = sides(features, train)
+    found |= manifold.evaluate(train[:n], features[:n])
+    return found | {
+        "colour_shift": colour.shift(colour.means(images), colours),
+        "saturated": colour.saturated(images),
+    }
+
+
+def against_test(
+    features: Features, train: Features, test: Features, keys: Keys, cfg: Fid, seed: int
+) -> dict[str, Any]:
+    """Distances to test images, under names of their own; and what test images are the yardstick of: copies of training
+    images, duplicates among samples."""
+    names = tuple(distances.named(key, "test") for key in keys)
+    size = min(cfg.kid_subset_size, len(features), len(test))
+    found: dict[str, Any] = distances.compare(features, test, names, cfg.kid_subsets, size, seed)
+    return found | manifold.copies(features, test, train) | {"duplicates": manifold.duplicates(features, test)}
+
+
+def by_metric(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Row -> metric -> value, turned into metric -> row -> value, as files of metrics have it."""
+    keys = dict.fromkeys(key for found in rows.values() for key in found)
+    return {key: {row: found[key] for row, found in rows.items() if key in found} for key in keys}
+
+
+def sides(features: np.ndarray, train: np.ndarray) -> int:
+    """Images a side of precision, recall, density and coverage."""
+    return min(len(features), len(train), MOST)
