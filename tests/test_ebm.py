@@ -158,6 +158,13 @@ def test_the_gradient_of_the_energy_denoises_a_gaussian():
     assert model(d * torch.randn(256, 3, 32, 32))["loss"].mean().item() == pytest.approx(1, rel=0.02)
 
 
+def test_the_energy_of_an_image_is_that_among_noise_as_strong_as_the_data():
+    model, x = quadratic(scale=0.0, levels=40), torch.full((2, 3, 32, 32), 0.5)
+    level = min(model.rungs.tolist(), key=lambda sigma: abs(math.log(sigma / 0.5)))
+    assert 0.45 < level < 0.55
+    assert model.energy(x).tolist() == pytest.approx([x[0].square().sum().item() / 2 / (level**2 + 0.25)] * 2)
+
+
 @pytest.mark.parametrize("step", [1.0, 0.3])
 def test_chains_draw_from_the_conditional(step):
     """Of y ~ N(0, d^2 + sigma^2) given x = y + s z, of variance V and mean x V / s^2. Each step is an autoregression of

@@ -229,6 +229,9 @@ class Model(Family):
     def _level(self, i: Int64[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
         return self.rungs[i].view(-1, 1, 1, 1)
 
+    def _nearest(self, sigma: float) -> Int64[Tensor, ""]:
+        return (self.rungs.log() - math.log(sigma)).abs().argmin()
+
     def _approximate(self, x: Images) -> Terms:
         """Squared error of the denoised images: what the likelihood becomes where s is small, weighted as in EDM."""
         cfg = self.cfg
@@ -377,10 +380,11 @@ class Model(Family):
     # --- what an energy is for
 
     def energy(self, x: Images) -> Float[Tensor, " b"]:
-        """Recovery: at the smallest noise level."""
+        """Recovery: at the level where the noise is as strong as the data are. Images unlike any are seen in training
+        only where noise makes all images alike: at small levels the energy of pure noise is far below that of data."""
         if self.cfg.objective == "contrast":
             return self.net(x).float()
-        return self._energy(x, self._level(torch.zeros(len(x), dtype=torch.int64, device=x.device)))
+        return self._energy(x, self._level(self._nearest(self.cfg.sigma_data).expand(len(x))))
 
     def inpaint(self, x: Images, known: Bool[Tensor, "b 1 h w"], noise: Noise, cfg: Sample) -> Images:
         """Drawn as samples are, from noise; known pixels are put back after every step (recovery: after every level,
@@ -395,7 +399,7 @@ class Model(Family):
         """A chain from x, whatever sigma; recovery: from the level that is nearest to sigma downwards."""
         if self.cfg.objective == "contrast":
             return _last(self._chain(x, noise, cfg))
-        return _last(self._descend(x, int((self.rungs.log() - math.log(sigma)).abs().argmin()), noise, cfg))
+        return _last(self._descend(x, int(self._nearest(sigma)), noise, cfg))
 
 
 def _slope(energy, x: Images, graph: bool = False) -> tuple[Float[Tensor, " b"], Images]:
