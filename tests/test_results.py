@@ -63,6 +63,14 @@ def test_scores_of_energies_are_listed_where_a_run_has_them(finished):
     assert not list(folder.rglob(".gitkeep"))
 
 
+def test_pictures_besides_samples_are_shown_where_a_run_has_them(finished):
+    assert "reconstructions.png" not in results.page([results.save("a", finished)])
+    (finished / "plots/fid/vae").mkdir()
+    (finished / "plots/fid/vae/reconstructions.png").write_bytes(b"png")
+    page = results.page([results.save("a", finished)])
+    assert page.count("../results/a/plots/fid/vae/reconstructions.png") == 1 and "energy/vae" not in page
+
+
 def test_what_a_distance_leaves_out_is_listed_where_a_run_has_it(finished):
     assert "duplicates" not in results.page([results.save("a", finished)])
     path = finished / "metrics/fid/vae.json"

@@ -25,6 +25,13 @@ from stages import ROOT, run
 
 PLOTS = ("curves", "samples", "fid", "progress", "denoising", "energy", "comparison")
 KEPT = ("params.yaml", "metrics", *(f"plots/{part}" for part in PLOTS))
+MORE = {  # of what a family shows besides samples: folder -> picture -> what it is
+    "fid": {"reconstructions": "test images, and below each what came back of it"},
+    "energy": {
+        "inpainting": "a part hidden, three draws, the original",
+        "denoising": "noise and restored, twice; the original",
+    },
+}
 USAGE = "usage: python -m tools.results [save NAME]"
 
 
@@ -109,6 +116,12 @@ def _chapter(folder: Path) -> str:
         f"training and drawing took {report.clock(card['seconds'])}.",
     ]
     grids = [f"**{row}**\n\n![images drawn by {row}]({path}/plots/samples/{owners[row]}/{row}.png)" for row in order]
+    shown = [(f, part, name) for f in names for part, pictures in MORE.items() for name in pictures]
+    grids += [
+        f"**{f}: {MORE[part][name]}**\n\n![{f}: {MORE[part][name]}]({path}/plots/{part}/{f}/{name}.png)"
+        for f, part, name in shown
+        if (folder / f"plots/{part}/{f}/{name}.png").is_file()
+    ]
     figures = [
         f"![{name} of the families]({path}/plots/comparison/{name}.png)" for name in ("overview", "distance", "cost")
     ]
