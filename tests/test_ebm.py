@@ -193,7 +193,7 @@ def test_drawing_level_by_level_gives_the_data(chain):
 
 def test_chains_in_training_teach_to_denoise(sprites, tmp_path):
     """The normal approximation's error is no part of that loss, and falls with it."""
-    module, cfg = small("ebm", "ebm.chain=4", images=1600, lr=1e-3, rows=10, flip=False, ema_half_life=0)
+    module, cfg = small("ebm", "ebm.chain=2", images=960, lr=1e-3, rows=10, flip=False, ema_half_life=0)
     cfg = replace(cfg, chain=4, levels=12, step=0.5)
     model, x = build(module, cfg), to_model(sprites[:32])
 
@@ -205,7 +205,7 @@ def test_chains_in_training_teach_to_denoise(sprites, tmp_path):
     before = error()
     with slot(tmp_path) as held:
         loop.train(model, pool(sprites[:32], cfg), cfg.train, 0, held)
-    assert error() < 0.95 * before
+    assert error() < 0.98 * before
 
 
 # --- both
