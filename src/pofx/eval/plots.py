@@ -230,7 +230,7 @@ def chain(energies: dict[str, dict[str, Any]], tints: dict[str, str], path: Path
             ax.margins(y=0.1)
             ax.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
         if i > 1:
-            ax.set_xlabel("Langevin steps", color=INK, fontsize=8)
+            ax.set_xlabel("Langevin steps (on a noise ladder: a level)", color=INK, fontsize=8)
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=8, labelcolor=INK)
     _save(figure, path)
