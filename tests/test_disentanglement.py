@@ -91,6 +91,13 @@ failed,45d3a20,branch_base,2026-01-01T09:39:00,,!,!,!,8,58772
 """
 
 
+def test_an_experiment_that_has_not_finished_is_no_point():
+    """DVC shows it with its own beta and with the metrics of the commit that it started from."""
+    rows = [",8,22.2,0.006", "Success,4,22.5,0.016", "Running,16,22.2,0.006", "Queued,32,22.2,0.006"]
+    got = tradeoff.points(io.StringIO("\n".join(["State,vae.beta,recon_psnr.vae,mig.vae", *rows])))
+    assert got["vae.beta"].tolist() == [4, 8]
+
+
 def test_points_of_the_tradeoff(tmp_path, capsys):
     got = tradeoff.points(io.StringIO(CSV))
     assert got.to_numpy().tolist() == [[1, 19, 0.1], [2, 18, 0.2], [16, 16, 0.4]]

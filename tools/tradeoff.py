@@ -31,6 +31,8 @@ def points(csv: IO[str]) -> pd.DataFrame:
         frame = pd.read_csv(csv)
     except pd.errors.EmptyDataError:
         raise UserError("nothing to read: `dvc exp show --csv | python -m tools.tradeoff`") from None
+    if "State" in frame:  # what has not finished is shown with the metrics of the commit that it started from
+        frame = frame[frame["State"].isna() | (frame["State"] == "Success")]
     found = {key: [c for c in frame.columns if c.rpartition(":")[2] == key] for key in (BETA, PSNR, MIG)}
     if lacking := [key for key, columns in found.items() if not columns]:
         raise UserError(f"no experiment shown has {', '.join(lacking)}: run some (docs/families/vae.md)")
