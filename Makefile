@@ -22,7 +22,8 @@ $(BIN)/.installed: requirements.txt constraints.txt
 repro: setup
 	@touch $(BIN)/.began
 	$(BIN)/python -m tools.compose --check
-	$(BIN)/dvc repro report  # and so the families in `models`, and what they need
+	@# the report alone: and so the families in `models`, and what they need
+	$(BIN)/dvc repro report
 	@# the report stage prints the table; where there was nothing to do, print it here
 	@test report/index.html -nt $(BIN)/.began || $(BIN)/python -m stages.report --table
 

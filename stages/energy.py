@@ -17,13 +17,8 @@ from pofx.core.images import save_grid
 from pofx.core.rng import BLOCK, Noise, fold
 from pofx.eval import colour, distances, drawing, energy, extractor
 
-ROWS, COLUMNS, DRAWS, IMAGES, SIGMAS = (
-    6,
-    10,
-    3,
-    64,
-    (0.2, 0.4),
-)  # of the pictures; images behind the numbers beside them
+ROWS, COLUMNS, DRAWS, SIGMAS = 6, 10, 3, (0.2, 0.4)  # of the pictures
+IMAGES = 64  # behind the numbers beside them
 
 
 def main(name: str) -> None:

@@ -1,6 +1,6 @@
 """What an energy-based model is for: telling what is no data, drawing by chains of any length, filling in, cleaning.
 
-Functions of arrays and of a model with `energy`, `sample`, `inpaint` and `restore`. Pictures are bytes for
+Functions of arrays and of a model with `energy`, `path`, `inpaint` and `restore`. Pictures are bytes for
 `pofx.core.images.save_grid`, row by row.
 """
 

@@ -229,6 +229,7 @@ def chain(energies: dict[str, dict[str, Any]], tints: dict[str, str], path: Path
             ax.set_yscale("symlog", linthresh=1)
             ax.margins(y=0.1)
             ax.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         if i > 1:
             ax.set_xlabel("Langevin steps (on a noise ladder: a level)", color=INK, fontsize=8)
     handles, names = figure.axes[0].get_legend_handles_labels()

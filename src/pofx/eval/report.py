@@ -31,6 +31,7 @@ LINES = {  # below the floor
     "pca_gaussian": "PCA-Gaussian",
 }
 FLOOR = "test images (floor)"
+SWEPT, CHAINED = "point of a model", "length of the chain"  # where noise is the same
 FEWEST_OVERLAP = 0.3  # of neighbouring noise levels: below it Langevin dynamics may lose its way between them
 PAPERS = pd.DataFrame(
     [
@@ -262,12 +263,12 @@ def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
         "config": {row: json.dumps(got.metrics["config"][row], indent=2) for row in order},
         "swept": {key: _of_each(got.sweeps, key) for key in ("test_images", "device")},
         "points": points(got.sweeps),
-        "sweep_notice": sweep_notice(got.sweeps),
+        "sweep_notice": points_notice(got.sweeps, SWEPT),
         "denoising": {f: _denoising(got, f) for f in got.sweeps},
         "scores": scores(got.energies),
         "scores_notice": scores_notice(got.energies),
         "chains": chains(got.energies),
-        "chains_notice": chains_notice(got.energies),
+        "chains_notice": points_notice(got.energies, CHAINED),
         "uses": {f: _uses(got, f) for f in got.energies},
         "progress": {f: _uri(path) for f, path in got.progress.items()},
         "codes": codes(order, got.metrics),
@@ -399,19 +400,6 @@ def scores_notice(energies: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def chains_notice(energies: dict[str, dict[str, Any]]) -> str:
-    """What the distances of chains may be compared with."""
-    if not energies:
-        return ""
-    found = next(iter(energies.values()))
-    (fd, kid, _), p = found["keys"], found["protocol"]
-    return (
-        f"{found['n']:,} images a point, from the same noise at every length. {fd} of so few images is far above that "
-        f"of the leaderboard and must not be set beside it; {kid} may. ± is its standard deviation over "
-        f"{p['kid_subsets']} subsets of {p['kid_subset_size']:,}. Reference: {p['reference']}."
-    )
-
-
 def chains(energies: dict[str, dict[str, Any]]) -> list[dict[str, tuple[str, Any]]]:
     """Every row at every number of Langevin steps: column -> what is shown, and what is sorted by."""
     found, none = [], math.nan
@@ -479,16 +467,16 @@ def shown(rows: list[dict[str, tuple[str, Any]]]) -> pd.DataFrame:
     return pd.DataFrame([{column: cell for column, (cell, _) in row.items()} for row in rows])
 
 
-def sweep_notice(sweeps: dict[str, dict[str, Any]]) -> str:
-    """What the distances of the sweeps may be compared with."""
-    if not sweeps:
+def points_notice(found: dict[str, dict[str, Any]], where: str) -> str:
+    """What the distances of few images a point, drawn from the same noise `where`, may be compared with."""
+    if not found:
         return ""
-    sweep = next(iter(sweeps.values()))
-    (fd, kid, _), p = sweep["keys"], sweep["protocol"]
+    tree = next(iter(found.values()))
+    (fd, kid, _), p = tree["keys"], tree["protocol"]
     return (
-        f"{sweep['n']:,} images a point, from the same noise at every point of a model. A Frechet distance of so few "
-        f"images is far above its value for many: {fd} of these rows must not be set beside the leaderboard, its floor "
-        f"or a paper. {kid} is unbiased, and may; ± is its standard deviation over {p['kid_subsets']} subsets of "
+        f"{tree['n']:,} images a point, from the same noise at every {where}. A Frechet distance of so few images is "
+        f"far above its value for many: {fd} of these rows must not be set beside the leaderboard, its floor or a "
+        f"paper. {kid} is unbiased, and may; ± is its standard deviation over {p['kid_subsets']} subsets of "
         f"{p['kid_subset_size']:,}. Reference: {p['reference']}."
     )
 
@@ -572,8 +560,12 @@ def protocol(metrics: Metrics, model: str) -> str:
 
 def _markdown(got: Material, board: pd.DataFrame) -> str:
     tables = (shown(table(got.energies)).to_markdown(index=False, disable_numparse=True) for table in (scores, chains))
-    used = ("## Energy", scores_notice(got.energies), next(tables), chains_notice(got.energies), next(tables))
-    swept = ("## Distance against NFE", sweep_notice(got.sweeps), shown(points(got.sweeps)).to_markdown(index=False))
+    used = ("## Energy", scores_notice(got.energies), next(tables), points_notice(got.energies, CHAINED), next(tables))
+    swept = (
+        "## Distance against NFE",
+        points_notice(got.sweeps, SWEPT),
+        shown(points(got.sweeps)).to_markdown(index=False),
+    )
     coded, further = (f(list(rows(got.models, got.metrics)), got.metrics) for f in (codes, beyond))
     parts = (
         f"# {', '.join(got.models)} on {got.data['name']}",

@@ -93,7 +93,7 @@ class Perceptual:
         as the pixels under a Gaussian of standard deviation 1, whatever the size of image and map.
 
         Both are moved at random, by less than the backbone's stride: it would otherwise see the same pixels better than
-        others every time, and print its grid on the images.
+        others every time, and might print its grid on the images.
         """
         shift = tuple(torch.randint(STRIDE, (2,)).tolist())  # on the CPU: no sync
         with torch.no_grad():
