@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from stages import RUNS, run
 from pofx.core import config, family, files, machine
-from pofx.core.images import save_grid, to_uint8
-from pofx.eval import codes, colour, disentanglement, distances, extractor, likelihood, measures, reconstruction
+from pofx.core.images import save_grid
+from pofx.core.rng import fold
+from pofx.eval import codes, colour, cost, distances, extractor, likelihood, measures, probe, trained
 
 SHOWN, NEIGHBOURS = 8, 5  # samples with their neighbours
 
@@ -28,10 +28,10 @@ def main(name: str) -> None:
     bits = config.section("likelihood", likelihood.Likelihood)
     model = family.load(Path(f"models/{name}"), device)
     reference, unseen = np.load("features/train.npy"), np.load("features/test.npy")
-    every, colours = np.load("data/test.npy"), colour.means(np.load("data/train.npy", mmap_mode="r"))
+    train, every = np.load("data/train.npy", mmap_mode="r"), np.load("data/test.npy")
+    colours = colour.means(train)
     seeds, drawn = config.value("sample.seeds", int), {row: np.load(f"samples/{name}/{row}.npy") for row in ways}
     n = len(drawn[name])
-    test = every[:n]
     distances.check_subset(cfg.kid_subset_size, n, len(reference))
 
     net = extractor.build(cfg, RUNS / "weights", RUNS.parent, device)
@@ -48,36 +48,28 @@ def main(name: str) -> None:
         others = family.stems(row, seeds)[1:]
         again = (net.features(np.load(f"samples/{name}/{stem}.npy"), cfg.batch, stem) for stem in others)
         rows[row] |= measures.over_seeds(rows[row], again, reference, net.keys, cfg, seed)
+        rows[row] |= cost.gflop(model, how, device)
         told = {key: value for key, value in dataclasses.asdict(how).items() if key != "also"}
         rows[row] |= {"protocol": protocol, "config": base | {name: card["config"], f"sample.{name}": told}}
         files.write_npy(Path(f"features/{name}/{row}.npy"), features)
         if row == name:
-            shown = {"neighbours": neighbours(drawn[row], features, reference)}
+            shown = {"neighbours": neighbours(drawn[row], features, reference, train)}
 
-    rows[name] |= likelihood.evaluate(model, test, cfg.batch, device, seed, bits)
-    with torch.no_grad():
-        rows[name] |= model.monitor(torch.from_numpy(test).to(device))
-    own = protocol | {"test_images": len(test), "bpd_images": min(bits.images, len(test))}
-    if (exact := reconstruction.reconstruct(model, test, cfg.batch, device)) is not None:
-        again = to_uint8(torch.from_numpy(exact)).numpy()
-        back = net.features(again, cfg.batch, f"reconstructions of {name}")
-        rows[name] |= reconstruction.evaluate(test, exact)
-        rows[name] |= {f"recon_{net.keys[0]}": distances.frechet(back, reference)}
-        shown |= codes.pictures(model, test, again, cfg.batch, device)
+    found, told, pictures = trained.evaluate(model, every[:n], net, reference, bits, cfg.batch, seed)
     with np.load("data/labels.npz") as labels:
-        if "factors_test" in labels:  # the true ones, of a data set that is drawn
-            truth = labels["factors_test"], labels["factor_names"].tolist()
-            rows[name] |= disentanglement.evaluate(model, every, *truth, cfg.batch, device, seed)
-    rows[name]["protocol"] = own | ({"traversal": codes.VALUES} if "traversals" in shown else {})
+        given = (train, every), dict(labels), config.section("probe", probe.Probe), cfg.batch, device, seed
+    random = family.untrained(Path(f"models/{name}"), fold(seed, "init"), device)
+    known, probed = trained.understanding(model, random, *given)
+    rows[name] |= found | known | {"protocol": protocol | told | probed}
+    shown |= pictures
     for picture, (images, columns) in shown.items():
         save_grid(images, Path(f"plots/fid/{name}/{picture}.png"), columns)
     files.write_json(Path(f"metrics/fid/{name}.json"), measures.by_metric(rows))
 
 
-def neighbours(drawn: np.ndarray, features: np.ndarray, reference: np.ndarray) -> codes.Sheet:
+def neighbours(drawn: np.ndarray, features: np.ndarray, reference: np.ndarray, train: np.ndarray) -> codes.Sheet:
     """Rows of a sample and the training images that are nearest to it in the features; and their columns."""
     near = distances.nearest(features[:SHOWN], reference, NEIGHBOURS)
-    train = np.load("data/train.npy", mmap_mode="r")
     rows = np.concatenate([drawn[: len(near), None], train[near]], 1)
     return rows.reshape(-1, *drawn.shape[1:]), rows.shape[1]
 

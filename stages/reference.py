@@ -1,9 +1,10 @@
-"""data/{train,test}.npy -> features/{train,test}.npy, metrics/reference.json: what the families are compared with.
+"""What the families are compared with: data/ -> features/{train,test}.npy, metrics/reference.json.
 
 The reference is the first `fid.n_reference` training images. Two floors: as many test images as are sampled against it
 ("floor"), and as many of it against as many others of it ("halves"). Gaussians fitted to all training images are the
 baselines: as many images as are sampled, and bits per dimension of all test images. With sample.seeds above 1 the
-Gaussians are drawn from again, and further test images are scored in the floor's place if there are enough.
+Gaussians are drawn from again, and further test images are scored in the floor's place if there are enough. "pixels" is
+a linear probe of the images themselves.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ from stages import RUNS, run
 from pofx.core import config, files, machine
 from pofx.core.errors import UserError
 from pofx.core.rng import fold
-from pofx.eval import baselines, colour, distances, extractor, measures
+from pofx.eval import baselines, colour, distances, extractor, measures, probe
 
 
 def main() -> None:
@@ -58,6 +59,11 @@ def main() -> None:
         rows[name] |= {"bpd": bits, "bpd_stderr": error}
     for name, reason in gaussians.refused.items():
         rows[name] = {"refused": reason}
+
+    with np.load("data/labels.npz") as labels:
+        task = probe.take(config.section("probe", probe.Probe), train, test, labels)
+    accuracy, told = probe.pixels(task)
+    rows["pixels"] = accuracy | {"protocol": told}
 
     files.write_npy(Path("features/train.npy"), reference)
     files.write_npy(Path("features/test.npy"), floor)

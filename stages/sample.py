@@ -37,7 +37,12 @@ def main(name: str) -> None:
             seconds[row] += taken / seeds
             files.write_npy(Path(f"samples/{name}/{stem}.npy"), images)
             save_grid(images[:80], Path(f"plots/samples/{name}/{stem}.png"), columns=16)
-    files.write_json(Path(f"metrics/time/sample_{name}.json"), {"sample_seconds_per_1000": seconds, "nfe": nfe})
+    cost = {
+        "sample_seconds_per_1000": seconds,
+        "nfe": nfe,
+        "sample_peak_mib": {name: round(machine.peak_mib(device), 1)},
+    }
+    files.write_json(Path(f"metrics/time/sample_{name}.json"), cost)
 
 
 def draw(

@@ -71,7 +71,7 @@ def main(name: str, minutes: float | None) -> None:
     files.write_json(
         Path(f"metrics/time/train_{name}.json"),
         {"train_seconds": {name: round(seconds, 1)}, "train_images_per_second": {name: round(seen / seconds, 1)},
-         "device": {name: machine.name(device)}},
+         "train_peak_mib": {name: round(machine.peak_mib(device), 1)}, "device": {name: machine.name(device)}},
     )  # fmt: skip
 
 

@@ -70,7 +70,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sprites):
     family.save_model(Path("models/vae"), "vae", cfg, model, {})
     for split in ("train", "test"):
         files.write_npy(Path(f"data/{split}.npy"), sprites[:N].numpy())
-    np.savez("data/labels.npz")
+    labels = np.arange(N) % 3  # that mean nothing
+    np.savez("data/labels.npz", train=labels, test=labels)
     for i, split in enumerate(("train", "test")):
         files.write_npy(Path(f"features/{split}.npy"), np.random.default_rng(i).random((N, 1280), np.float32))
 
@@ -100,12 +101,14 @@ def test_rows_are_drawn_and_scored_one_by_one(run):
     further = {key: found["vae-mixture"] for key, found in both.items() if "vae-mixture" in found}
     distances = {f"{key}{kind}" for key in ("fd", "kid") for kind in ("_effnet", "_test_effnet")}
     distances |= {"kid_effnet_std", "kid_test_effnet_std", "precision", "recall", "density", "coverage"}
-    samples = {"nearest_ratio", "copied", "duplicates", "colour_shift", "saturated"}
+    samples = {"nearest_ratio", "copied", "duplicates", "colour_shift", "saturated", "sample_gflop", "forward_gflop"}
     assert set(further) == distances | samples | {"protocol", "config"}, "too few to extrapolate"
     assert further["fd_effnet"] != scored["fd_effnet"]["vae"]
     assert further["config"]["sample.vae"] == {"batch": 64, "prior": "mixture"}
     assert "bpd_images" not in further["protocol"] and scored["protocol"]["vae"]["bpd_images"] == 4
+    assert cost.pop("sample_peak_mib")["vae"] > 100, "Python, PyTorch and a model"
     assert all(list(value) == ["vae", "vae-mixture"] for value in cost.values())
+    assert {"linear_probe", "linear_probe_random"} <= set(both) and both["protocol"]["vae"]["probe_test"] == N
     assert all((Path("features/vae") / f"{row}.npy").is_file() for row in ("vae", "vae-mixture"))
 
 

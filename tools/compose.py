@@ -60,6 +60,7 @@ def schema() -> dict[str, Any]:
     from pofx.eval.energy import Energy
     from pofx.eval.extractor import Fid
     from pofx.eval.likelihood import Likelihood
+    from pofx.eval.probe import Probe
     from pofx.eval.sweep import Sweep
 
     families = {name: family.module(name) for name in config.family_names()}
@@ -68,7 +69,8 @@ def schema() -> dict[str, Any]:
     )
     configs = {name: module.Config for name, module in families.items()}
     return {"seed": int, "models": tuple[str, ...], "data": Data, "preprocess": Preprocess, **configs,
-            "sample": sample, "fid": Fid, "likelihood": Likelihood, "sweep": Sweep, "energy": Energy}  # fmt: skip
+            "sample": sample, "fid": Fid, "likelihood": Likelihood, "probe": Probe, "sweep": Sweep,
+            "energy": Energy}  # fmt: skip
 
 
 def check(tree: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from pofx.core.errors import UserError
 
 T = TypeVar("T")
 FAMILIES = Path(__file__).resolve().parents[1] / "families"
-SHARED_SECTIONS = ("seed", "models", "data", "preprocess", "sample", "fid", "likelihood", "sweep", "energy")
+SHARED_SECTIONS = ("seed", "models", "data", "preprocess", "sample", "fid", "likelihood", "probe", "sweep", "energy")
 
 
 def family_names() -> list[str]:

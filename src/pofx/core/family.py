@@ -8,7 +8,7 @@ import abc
 import dataclasses
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, UInt8
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from pofx.core import config, files
 from pofx.core.errors import UserError
 from pofx.core.rng import Noise
 
+PROBED = 0.1  # noise level at which a denoiser's features are taken, images on [-1, 1]: that of small things
 Terms = dict[str, Tensor]  # "loss": (B,); every other entry (B,) or (), logged only; but alarm_, warn_...: () bool
 
 
@@ -59,6 +61,7 @@ class Family(nn.Module, abc.ABC):
     # Another family whose trained model this one is built on, as Model(cfg, base): it keeps it as `base`, frozen and in
     # eval mode, and its weights are saved along. The stage that trains has models/<needs> among its deps.
     needs: str | None = None
+    layer: str | None = None  # what `features` gives, in words
 
     # Images after which the training calls `keep` once, with the averaged weights in the model; None: never.
     keep_at: int | None = None
@@ -102,6 +105,12 @@ class Family(nn.Module, abc.ABC):
     def decode(self, z: Float[Tensor, "b latent"]) -> Float[Tensor, "b 3 h w"]:
         """The images of codes, for a family whose `encode` gives them."""
         raise NotImplementedError
+
+    def features(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"] | None:
+        """What the model makes of images at the place that `layer` names, without randomness, for a linear probe: the
+        mean of a Gaussian code, if not said otherwise (see `inside`). None: the family offers none."""
+        code = self.encode(x)
+        return None if code is None else code[0]
 
     def energy(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"] | None:
         """Energies, lower is likelier, up to a constant that is the same for all images; None: no energy-based model.
@@ -202,17 +211,28 @@ def save_model(folder: Path, name: str, cfg: Any, model: Family, provenance: dic
 
 def load(folder: Path, device: torch.device | str = "cpu") -> Family:
     """The model in `folder`, on `device`, in eval mode."""
+    model = _build(folder)
+    model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    return model.to(device)
 
+
+def untrained(folder: Path, seed: int, device: torch.device | str = "cpu") -> Family:
+    """A model like that in `folder`, on `device`, in eval mode, with random initial weights (its base's too)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _build(folder).to(device)
+
+
+def _build(folder: Path) -> Family:
     def build(card: dict[str, Any]) -> Family:
         family = module(card["family"])
         cfg = config.build(family.Config, card["config"], f"{folder}/model.json")
         return family.Model(cfg, *([build(card["base"])] if "base" in card else []))
 
     model = build(files.read_json(Path(folder) / "model.json"))
-    model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
     if model.cfg.train.channels_last:
         model.to(memory_format=torch.channels_last)
-    return model.to(device).eval()
+    return model.eval()
 
 
 @contextmanager
@@ -229,3 +249,27 @@ def counted(*nets: nn.Module) -> Iterator[list[int]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def inside(layer: nn.Module, run: Callable[[], Any]) -> Float[Tensor, "b d"]:
+    """The map that `layer` puts out while `run` runs, as features (see `averaged`); what comes after it is not run."""
+
+    class Reached(Exception):
+        pass
+
+    def hook(_module, _input, out: Tensor):
+        raise Reached(out)
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        run()
+    except Reached as reached:
+        return averaged(reached.args[0])
+    finally:
+        handle.remove()
+    raise ValueError("the layer was not reached")
+
+
+def averaged(h: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+    """A map averaged to 2x2 places, which keeps roughly where things are: 4 numbers a channel."""
+    return F.adaptive_avg_pool2d(h.float(), 2).flatten(1)

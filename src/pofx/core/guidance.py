@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pofx.core import samplers
 from pofx.core.errors import UserError
-from pofx.core.family import Family
+from pofx.core.family import PROBED, Family, inside
 from pofx.core.rng import Noise
 
 
@@ -32,6 +32,17 @@ class Denoiser(Family):
     @abc.abstractmethod
     def denoise(self, x: Float[Tensor, "b 3 h w"], sigma: float, net: nn.Module | None = None) -> Tensor:
         """D(x, sigma) at one level for all images; by `net` in place of the family's own network, if one is given."""
+
+    @property
+    def layer(self) -> str:
+        return f"deepest map of the network at sigma {self._probed():.3g}, averaged to 2x2"
+
+    def _probed(self) -> float:
+        return min(max(PROBED, self.sigma_range[0]), self.sigma_range[1])
+
+    def features(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Of images to which no noise is added, though the network is told that it was: nothing random is in them."""
+        return inside(self.net.deepest, lambda: self.denoise(x, self._probed()))
 
     def keep(self) -> None:
         self.guide.load_state_dict(self.net.state_dict())

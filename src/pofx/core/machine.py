@@ -1,7 +1,9 @@
 """The machine a run is on: which device, how it is set up, what it is called; and when it is asked to stop."""
 
 import platform
+import resource
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -26,6 +28,20 @@ def name(device: torch.device) -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     return f"{cpu or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def peak_mib(device: torch.device) -> float:
+    """The most memory that this process has held, in MiB: of a GPU what PyTorch's tensors took; without one the
+    resident set of the process, with Python and its libraries."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # Not getrusage, whose peak on Linux is that of the parent as well, if it started this process.
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    peak = next((int(line.split()[1]) * 2**10 for line in lines if line.startswith("VmHWM")), None)
+    if peak is None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)
+    return peak / 2**20
 
 
 class StopRequest:

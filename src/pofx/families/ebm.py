@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn.utils.parametrize import cached
 
 from pofx.core.errors import UserError
-from pofx.core.family import Draw, Family, Terms
+from pofx.core.family import PROBED, Draw, Family, Terms, inside
 from pofx.core.images import to_model, to_uint8
 from pofx.core.loop import Train
 from pofx.core.progress import Bar
@@ -385,6 +385,18 @@ class Model(Family):
         if self.cfg.objective == "contrast":
             return self.net(x).float()
         return self._energy(x, self._level(self._nearest(self.cfg.sigma_data).expand(len(x))))
+
+    @property
+    def layer(self) -> str:
+        level = f" at sigma {self.rungs[self._nearest(PROBED)]:.3g}" if self.cfg.objective == "recovery" else ""
+        return f"deepest map of the network{level}, averaged to 2x2"
+
+    def features(self, x: Images) -> Float[Tensor, "b d"]:
+        """Recovery: of images to which no noise is added, though the network is told that it was."""
+        if self.cfg.objective == "contrast":
+            return inside(self.net.deepest, lambda: self.net(x))
+        sigma = self._level(self._nearest(PROBED).expand(len(x)))
+        return inside(self.net.deepest, lambda: self._energy(x, sigma))
 
     def inpaint(self, x: Images, known: Bool[Tensor, "b 1 h w"], noise: Noise, cfg: Sample) -> Images:
         """Drawn as samples are, from noise; known pixels are put back after every step (recovery: after every level,

@@ -87,6 +87,7 @@ class Sample(Draw):
 
 class Model(Family):
     likelihood = "importance"
+    layer = "mean of the code"
 
     def __init__(self, cfg: Config):
         super().__init__()

@@ -53,6 +53,7 @@ class Sample(Draw):
 class Model(Family):
     needs = "vqvae"
     likelihood = "forward"
+    layer = "output of the autoencoder's encoder before it is quantised, averaged to 2x2"
 
     def __init__(self, cfg: Config, base: Family):
         super().__init__()
@@ -107,6 +108,10 @@ class Model(Family):
     def reconstruct(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """The autoencoder's."""
         return self.base.reconstruct(x)
+
+    def features(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """The autoencoder's."""
+        return self.base.features(x)
 
     def monitor(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, Any]:
         """How the codebook is used; see vqvae."""

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from pofx.core import gaussian
-from pofx.core.family import Draw, Family, Terms
+from pofx.core.family import Draw, Family, Terms, averaged
 from pofx.core.images import to_model
 from pofx.core.loop import Train
 from pofx.core.rng import Noise
@@ -60,6 +60,7 @@ class Sample(Draw):
 
 class Model(Family):
     likelihood = "forward"
+    layer = "output of the encoder before it is quantised, averaged to 2x2"
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -119,6 +120,9 @@ class Model(Family):
     def reconstruct(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Decoder means of the images' codes."""
         return self.net(self.quantised(self.codes(x))).float()
+
+    def features(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        return averaged(self.encoder(x))
 
     def monitor(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, Any]:
         """How the codebook is used over all images: its perplexity, the share of its codes that occur, and how often

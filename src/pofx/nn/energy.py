@@ -48,6 +48,11 @@ class Energy(nn.Module):
         super().__init__()
         self.towers = nn.ModuleList(Tower(shape, levels) for _ in range(shape.scales))
 
+    @property
+    def deepest(self) -> nn.Module:
+        """The layer that puts out the last map of the tower that sees the whole image."""
+        return self.towers[0].blocks[-1]
+
     def forward(self, x: Float[Tensor, "b 3 h w"], t: Float[Tensor, " b"] | None = None) -> Float[Tensor, " b"]:
         """`t` names the noise level: a real number of order one, such as log(sigma) / 4."""
         total = self.towers[0](x, t)

@@ -187,6 +187,11 @@ class RefineNet(nn.Module):
         ])  # fmt: skip
         self.last = Conv(channels, folded, nn.ELU(), conditional, norm=True, bias=True)
 
+    @property
+    def deepest(self) -> nn.Module:
+        """The layer that puts out the first fused map, of the most dilated stage."""
+        return self.blocks[0]
+
     def forward(self, x: Float[Tensor, "b 3 h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
         """`t` names the noise level, as for `UNet`: any real number, of order one. Without effect in v2."""
         e = None if self.embed is None else self.embed(t)

@@ -189,6 +189,11 @@ class UNet(nn.Module):
         norm = [_norm(now), nn.SiLU()] if residual else []
         self.last = nn.Sequential(*norm, _zeros(nn.Conv2d(now, folded, side, padding=side // 2)))
 
+    @property
+    def deepest(self) -> nn.Module:
+        """The layer that puts out the last map of the smallest side."""
+        return self.middle[-1]
+
     def forward(self, x: Float[Tensor, "b 3 h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
         """`t` names the noise level, in the unit of `time`; it need not be one that was trained on."""
         e = self.embed(t)

@@ -1,0 +1,62 @@
+"""What drawing costs, counted rather than timed: the same on every machine."""
+
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from pofx.core.family import Family
+from pofx.core.rng import Noise
+
+
+class Whole:
+    """In place of PyTorch's tracker of modules, which fails at gradients with respect to a network's input."""
+
+    parents = ("Global",)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_) -> None:
+        return None
+
+
+class Counter(FlopCounterMode):
+    """PyTorch's counter, of all there is together."""
+
+    def __init__(self):
+        super().__init__(display=False)
+        self.mod_tracker = Whole()
+
+
+def gflop(model: Family, cfg: Any, device: torch.device) -> dict[str, float]:
+    """Billions of floating-point operations for one image that is drawn by `cfg`, a Sample.
+
+    Convolutions, matrix products and attention are counted, a multiplication and an addition as two; norms, activations
+    and whatever else works element by element are not.
+
+    Returns:
+        sample_gflop: of drawing it, by the network and all else: gradients, guides, decoders.
+        forward_gflop: of one evaluation of `model.net`, forwards, the mean over those of the draw; blank without any.
+    """
+    inside, calls, start = 0, 0, 0
+
+    def enter(*_):
+        nonlocal start
+        start = counter.get_total_flops()
+
+    def leave(*_):
+        nonlocal inside, calls
+        inside, calls = inside + counter.get_total_flops() - start, calls + 1
+
+    handles = [model.net.register_forward_pre_hook(enter), model.net.register_forward_hook(leave)]
+    try:
+        # Attention by plain matrix products: the counter does not know every fused kernel.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Counter() as counter:
+            model.sample(Noise(0, 0, 1, device), cfg)
+    finally:
+        for handle in handles:
+            handle.remove()
+    total = {"sample_gflop": counter.get_total_flops() / 1e9}
+    return total | ({"forward_gflop": inside / calls / 1e9} if calls else {})

@@ -1,0 +1,71 @@
+"""What is measured of a trained model itself, however its images are drawn: likelihood, code, factors, features."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+
+from pofx.core.family import Family
+from pofx.core.images import to_uint8
+from pofx.eval import codes, disentanglement, distances, likelihood, probe, reconstruction
+from pofx.eval.extractor import Extractor
+
+Measured = tuple[dict[str, Any], dict[str, Any], dict[str, codes.Sheet]]
+
+
+def evaluate(
+    model: Family,
+    test: UInt8[np.ndarray, "n 3 h w"],
+    net: Extractor,
+    reference: Float[np.ndarray, "m d"],
+    bits: likelihood.Likelihood,
+    batch: int,
+    seed: int,
+) -> Measured:
+    """Likelihood, what `monitor` says and, of a model with a code, what comes back of test images.
+
+    Returns:
+        Metric -> value; how they were measured; pictures.
+    """
+    found: dict[str, Any] = likelihood.evaluate(model, test, batch, net.device, seed, bits)
+    told: dict[str, Any] = {"test_images": len(test), "bpd_images": min(bits.images, len(test))}
+    pictures: dict[str, codes.Sheet] = {}
+    with torch.no_grad():
+        found |= model.monitor(torch.from_numpy(test).to(net.device))
+    if (exact := reconstruction.reconstruct(model, test, batch, net.device)) is not None:
+        again = to_uint8(torch.from_numpy(exact)).numpy()
+        back = net.features(again, batch, "reconstructions")
+        found |= reconstruction.evaluate(test, exact)
+        found |= {f"recon_{net.keys[0]}": distances.frechet(back, reference)}
+        pictures = codes.pictures(model, test, again, batch, net.device)
+    if "traversals" in pictures:
+        told["traversal"] = codes.VALUES
+    return found, told, pictures
+
+
+def understanding(
+    model: Family,
+    random: Family,
+    images: tuple[probe.Images, probe.Images],
+    labels: dict[str, np.ndarray],
+    cfg: probe.Probe,
+    batch: int,
+    device: torch.device,
+    seed: int,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Whether its code and its features know what the images show: the true factors of a data set that is drawn, and a
+    linear probe for the class beside that of `random`, the same model before training.
+
+    Args:
+        images: all of training and of test.
+        labels: of all of them; see `data/labels.npz`.
+
+    Returns:
+        Metric -> value; how they were measured.
+    """
+    found, told = probe.evaluate(model, random, probe.take(cfg, *images, labels), batch, device)
+    if "factors_test" in labels:
+        truth = labels["factors_test"], labels["factor_names"].tolist()
+        found |= disentanglement.evaluate(model, images[1], *truth, batch, device, seed)
+    return found, told

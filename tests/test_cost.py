@@ -1,0 +1,110 @@
+"""What drawing costs, against counts by hand; the peak of a process's memory."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import build, defaults, small
+from torch import Tensor, nn
+
+from pofx.core import config, family, machine
+from pofx.eval import cost
+
+CPU = torch.device("cpu")
+CONV, DEPTHWISE, LINEAR = 10 * 10 * 8 * 6 * 9, 10 * 10 * 8 * 9, 7 * 5  # multiplications
+ATTENTION = 2 * (3 * 16 * 16 * 4)  # queries with keys, and weights with values, in three heads of four
+
+
+class Net(nn.Module):
+    """A convolution, one for every channel apart, a linear layer and attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.apart = nn.Conv2d(6, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.linear = nn.Linear(7, 5)
+
+    def forward(self, n: int) -> Tensor:
+        q = torch.randn(n, 3, 16, 4)
+        F.scaled_dot_product_attention(q, q, q)
+        self.linear(torch.randn(n, 7))
+        return self.apart(self.conv(torch.randn(n, 6, 10, 10)))
+
+
+class Toy(family.Family):
+    """Draws as a function of its network and the noise says."""
+
+    def __init__(self, net: nn.Module, way):
+        super().__init__()
+        self.net, self.way = net.requires_grad_(False), way
+
+    def forward(self, x):
+        return {}
+
+    def sample(self, noise, cfg):
+        return self.way(self.net, len(noise))
+
+
+def test_a_network_is_counted_as_by_hand():
+    model = Toy(Net(), lambda net, n: [net(n) for _ in range(3)])
+    found = cost.gflop(model, None, CPU)
+    one = 2 * (CONV + DEPTHWISE + LINEAR + ATTENTION) / 1e9
+    assert found["forward_gflop"] == pytest.approx(one, rel=1e-12)
+    assert found["sample_gflop"] == pytest.approx(3 * one, rel=1e-12)
+    assert not model.net._forward_hooks and not model.net._forward_pre_hooks
+
+
+def test_what_is_not_the_network_counts_for_the_draw_alone():
+    """A gradient with respect to the input costs as much as the way there; a matrix product beside it costs too."""
+
+    def way(net, n):
+        torch.randn(n, 11) @ torch.randn(11, 13)
+        with torch.enable_grad():
+            x = torch.randn(n, 7, requires_grad=True)
+            return torch.autograd.grad(net(x).sum(), x)
+
+    found = cost.gflop(Toy(nn.Linear(7, 5), way), None, CPU)
+    assert found["forward_gflop"] == pytest.approx(2 * LINEAR / 1e9, rel=1e-12)
+    assert found["sample_gflop"] == pytest.approx(2 * (2 * LINEAR + 11 * 13) / 1e9, rel=1e-12)
+
+
+def test_a_draw_without_the_network_has_no_forward_pass():
+    assert cost.gflop(Toy(Net(), lambda net, n: torch.zeros(n)), None, CPU) == {"sample_gflop": 0.0}
+
+
+def test_chains_that_start_at_a_leaf_are_counted():
+    words = "ebm=igebm", "ebm.net.channels=8", "ebm.net.patch=4"
+    module, cfg = small("ebm", *words)
+    how = config.build(module.Sample, defaults(*words)["sample"]["ebm"] | {"chain": 3, "also": {}}, "sample.ebm")
+    found = cost.gflop(build(module, cfg).eval(), how, CPU)
+    assert 1.9 * 3 < found["sample_gflop"] / found["forward_gflop"] < 2.1 * 3
+
+
+def test_every_family_is_counted(name):
+    module, cfg = small(name)
+    model = build(module, cfg).eval()
+    how = config.build(module.Sample, defaults()["sample"][name], f"sample.{name}")
+    (how, *_) = family.draws(name, how).values()
+    with torch.no_grad(), family.counted(model.net) as calls:
+        model.sample(family.Noise(0, 0, 1), how)
+    found = cost.gflop(model, how, CPU)
+    assert found["forward_gflop"] > 0 and calls[0] > 0
+    inside = found["forward_gflop"] * calls[0]
+    outside = {"vqprior": 1.0001, "ebm": 1.9}.get(name, 1.0)  # the decoder; gradients
+    assert found["sample_gflop"] > 0.999 * outside * inside
+    assert found == cost.gflop(model, how, CPU), "it is a count, not a measurement"
+
+
+def test_the_peak_is_of_this_process_alone():
+    """On Linux the peak that getrusage gives a process is that of the parent which started it, if larger."""
+    held = torch.zeros(2**28, dtype=torch.uint8) + 1
+    script = "import torch; from pofx.core import machine; print(machine.peak_mib(torch.device('cpu')))"
+    source = Path(__file__).resolve().parents[1] / "src"
+    own, theirs = (
+        machine.peak_mib(CPU),
+        float(subprocess.check_output([sys.executable, "-c", script], text=True, env={"PYTHONPATH": str(source)})),
+    )
+    assert own > len(held) / 2**20 + 100
+    assert 20 < theirs < own - 0.9 * len(held) / 2**20 + 100
