@@ -35,9 +35,6 @@ def main(name: str) -> None:
     distances.check_subset(cfg.kid_subset_size, n, len(reference))
 
     net = extractor.build(cfg, RUNS / "weights", RUNS.parent, device)
-    protocol = {"n": n, "n_reference": len(reference), "reference": f"train, {len(reference):,} images"}
-    protocol |= {"n_test": len(unseen), "n_manifold": measures.sides(drawn[name], reference), "seeds": seeds}
-    protocol |= {"extractor": net.name, "kid_subsets": cfg.kid_subsets, "kid_subset_size": cfg.kid_subset_size}
     card = files.read_json(Path(f"models/{name}/model.json"))
     base = {card["base"]["family"]: card["base"]["config"]} if "base" in card else {}  # trained before, and part of it
     rows: dict[str, dict[str, Any]] = {}
@@ -50,6 +47,7 @@ def main(name: str) -> None:
         rows[row] |= measures.over_seeds(rows[row], again, reference, net.keys, cfg, seed)
         rows[row] |= cost.gflop(model, how, device)
         told = {key: value for key, value in dataclasses.asdict(how).items() if key != "also"}
+        protocol = measures.protocol(features, reference, unseen, net, cfg, seeds)
         rows[row] |= {"protocol": protocol, "config": base | {name: card["config"], f"sample.{name}": told}}
         files.write_npy(Path(f"features/{name}/{row}.npy"), features)
         if row == name:
@@ -60,7 +58,7 @@ def main(name: str) -> None:
         given = (train, every), dict(labels), config.section("probe", probe.Probe), cfg.batch, device, seed
     random = family.untrained(Path(f"models/{name}"), fold(seed, "init"), device)
     known, probed = trained.understanding(model, random, *given)
-    rows[name] |= found | known | {"protocol": protocol | told | probed}
+    rows[name] |= found | known | {"protocol": rows[name]["protocol"] | told | probed}
     shown |= pictures
     for picture, (images, columns) in shown.items():
         save_grid(images, Path(f"plots/fid/{name}/{picture}.png"), columns)

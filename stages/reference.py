@@ -33,18 +33,16 @@ def main() -> None:
     floor = net.features(test[:n], cfg.batch, "test")
     colours = colour.means(train)
     one, other = reference[:half], reference[half : 2 * half]
+    fit = seeds if seeds * n <= len(test) else 1  # other test images stand for other draws, where there are enough
     rows: dict[str, dict[str, Any]] = {
         "floor": measures.against_train(test[:n], floor, reference, colours, net.keys, cfg, seed)
-        | {"protocol": {"n": n, "reference": f"train, {cfg.n_reference:,} images", "keys": net.keys}},
+        | {"protocol": measures.protocol(floor, reference, floor, net, cfg, fit) | {"keys": net.keys}},
         "halves": measures.against_train(train[:half], one, other, colours[half : 2 * half], net.keys, cfg, seed)
         | measures.against_test(one, other, floor, net.keys, cfg, seed)
-        | {"protocol": {"n": half, "reference": f"train, {half:,} other images"}},
+        | {"protocol": measures.protocol(one, other, floor, net, cfg, 1, "other images")},
     }
-
-    fit = seeds if seeds * n <= len(test) else 1  # other test images stand for other draws, where there are enough
     parts = (net.features(test[k * n : (k + 1) * n], cfg.batch, f"test, part {k + 1}") for k in range(1, fit))
     rows["floor"] |= measures.over_seeds(rows["floor"], parts, reference, net.keys, cfg, seed)
-    rows["floor"]["protocol"]["seeds"] = fit
 
     gaussians = baselines.Gaussians(train)
     for name, images in gaussians.draw(asked, fold(seed, "baselines")).items():
@@ -54,16 +52,17 @@ def main() -> None:
         others = (gaussians.draw(asked, fold(seed, "baselines", k), name)[name] for k in range(1, seeds))
         parts = (net.features(images, cfg.batch, name) for images in others)
         rows[name] |= measures.over_seeds(rows[name], parts, reference, net.keys, cfg, seed)
-        rows[name] |= {"protocol": {"n": asked, "reference": rows["floor"]["protocol"]["reference"], "seeds": seeds}}
+        rows[name] |= {"protocol": measures.protocol(features, reference, floor, net, cfg, seeds)}
     for name, (bits, error) in gaussians.bits(test).items():
         rows[name] |= {"bpd": bits, "bpd_stderr": error}
+        rows[name]["protocol"]["bpd_images"] = len(test)
     for name, reason in gaussians.refused.items():
         rows[name] = {"refused": reason}
 
     with np.load("data/labels.npz") as labels:
         task = probe.take(config.section("probe", probe.Probe), train, test, labels)
     accuracy, told = probe.pixels(task)
-    rows["pixels"] = accuracy | {"protocol": told}
+    rows["pixels"] = accuracy | {"protocol": {"n": told["probe_test"]} | told}
 
     files.write_npy(Path("features/train.npy"), reference)
     files.write_npy(Path("features/test.npy"), floor)

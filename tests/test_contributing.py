@@ -25,7 +25,7 @@ from tools import compose, deps
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
-NAME = "pixels"
+NAME = "marginals"
 FILE = f"src/pofx/families/{NAME}.py"
 
 

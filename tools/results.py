@@ -72,8 +72,9 @@ def save(name: str, root: Path) -> Path:
 
 def run_card(got: report.Metrics, root: Path) -> dict[str, Any]:
     """When, where and from which code the numbers come. Seconds: all training and drawing."""
-    drawn = {f: row["n"] for f, row in got["protocol"].items()}
-    sampling = sum(s * drawn[f] / 1000 for f, s in got["sample_seconds_per_1000"].items())
+    told = got["protocol"]
+    drawn = {row: told[row]["n"] * told[row].get("seeds", 1) for row in got["sample_seconds_per_1000"]}
+    sampling = sum(s * drawn[row] / 1000 for row, s in got["sample_seconds_per_1000"].items())
     return {
         "date": datetime.date.today().isoformat(),
         "device": sorted(set(got["device"].values())),

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Float64, UInt8
 
 from pofx.eval import colour, distances, manifold
-from pofx.eval.extractor import Fid
+from pofx.eval.extractor import Extractor, Fid
 
 Images = UInt8[np.ndarray, "n 3 h w"]
 Features = Float[np.ndarray, "_ d"]
@@ -74,3 +74,22 @@ def by_metric(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def sides(features: np.ndarray, train: np.ndarray) -> int:
     """Images a side of precision, recall, density and coverage."""
     return min(len(features), len(train), MOST)
+
+
+def protocol(
+    features: Features, train: Features, test: Features, net: Extractor, cfg: Fid, seeds: int, what: str = "images"
+) -> dict[str, Any]:
+    """How `against_train`, `against_test` and `over_seeds` measured: what stands beside every row."""
+    subset = min(cfg.kid_subset_size, len(features), len(train))
+    return {
+        "n": len(features),
+        "n_reference": len(train),
+        "n_test": len(test),
+        "n_manifold": sides(features, train),
+        "seeds": seeds,
+        "reference": f"train, {len(train):,} {what}",
+        "extractor": net.name,
+        "kid_subsets": cfg.kid_subsets,
+        "kid_subset_size": subset,
+        "kid_test_subset_size": min(subset, len(test)),
+    }

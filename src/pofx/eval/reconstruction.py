@@ -1,5 +1,7 @@
 """How well a family with a code gives images back: PSNR and SSIM, which say nothing of its samples."""
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -24,11 +26,15 @@ def reconstruct(
 
 
 def evaluate(images: UInt8[np.ndarray, "n 3 h w"], again: Float[np.ndarray, "n 3 h w"]) -> dict[str, float]:
-    """recon_psnr (dB) and recon_ssim of `images` and what came back of them, means over images; recon_sharpness: the
-    mean difference of neighbouring pixels as a share of that of the originals, below 1 for blur, above for grain."""
+    """recon_psnr (dB) and recon_ssim of `images` and what came back of them: means over images, with their standard
+    errors under ..._stderr. recon_sharpness: the mean difference of neighbouring pixels as a share of that of the
+    originals, below 1 for blur, above for grain."""
     originals = to_model(torch.from_numpy(images)).numpy()
-    psnr, ssim = np.mean([compare(*pair) for pair in zip(originals, again, strict=True)], 0).tolist()
-    return {"recon_psnr": psnr, "recon_ssim": ssim, "recon_sharpness": roughness(again) / roughness(originals)}
+    each = np.array([compare(*pair) for pair in zip(originals, again, strict=True)])
+    found = {"recon_sharpness": roughness(again) / roughness(originals)}
+    for key, values in zip(("recon_psnr", "recon_ssim"), each.T, strict=True):
+        found |= {key: float(values.mean()), f"{key}_stderr": float(values.std() / math.sqrt(len(values)))}
+    return found
 
 
 def roughness(images: Float[np.ndarray, "n 3 h w"]) -> float:

@@ -67,5 +67,6 @@ def understanding(
     found, told = probe.evaluate(model, random, probe.take(cfg, *images, labels), batch, device)
     if "factors_test" in labels:
         truth = labels["factors_test"], labels["factor_names"].tolist()
-        found |= disentanglement.evaluate(model, images[1], *truth, batch, device, seed)
+        found |= (known := disentanglement.evaluate(model, images[1], *truth, batch, device, seed))
+        told |= {"factor_images": len(images[1])} if known else {}
     return found, told
