@@ -97,6 +97,11 @@ def test_every_family_is_counted(name):
     assert found == cost.gflop(model, how, CPU), "it is a count, not a measurement"
 
 
+def test_the_peak_of_a_gpu_is_that_of_its_tensors(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**20)
+    assert machine.peak_mib(torch.device("cuda")) == 3.0
+
+
 def test_the_peak_is_of_this_process_alone():
     """On Linux the peak that getrusage gives a process is that of the parent which started it, if larger."""
     held = torch.zeros(2**28, dtype=torch.uint8) + 1
