@@ -53,7 +53,8 @@ def main(name: str) -> None:
         if row == name:
             shown = {"neighbours": neighbours(drawn[row], features, reference, train)}
 
-    found, told, pictures = trained.evaluate(model, every[:n], net, reference, bits, cfg.batch, seed)
+    back = trained.returned(model, every[:n], net, cfg.batch)
+    found, told, pictures = trained.evaluate(model, every[:n], back, net, reference, bits, cfg.batch, seed)
     with np.load("data/labels.npz") as labels:
         given = (train, every), dict(labels), config.section("probe", probe.Probe), cfg.batch, device, seed
     random = family.untrained(Path(f"models/{name}"), fold(seed, "init"), device)

@@ -1,5 +1,6 @@
 """What is measured of a trained model itself, however its images are drawn: likelihood, code, factors, features."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,19 +12,39 @@ from pofx.core.images import to_uint8
 from pofx.eval import codes, disentanglement, distances, likelihood, probe, reconstruction
 from pofx.eval.extractor import Extractor
 
+Images = UInt8[np.ndarray, "n 3 h w"]
 Measured = tuple[dict[str, Any], dict[str, Any], dict[str, codes.Sheet]]
+
+
+@dataclass(frozen=True)
+class Returned:
+    """What comes back of test images from a model's code, and its features."""
+
+    exact: Float[np.ndarray, "n 3 h w"]  # images on [-1, 1]
+    images: Images
+    features: Float[np.ndarray, "n d"]
+
+
+def returned(model: Family, test: Images, net: Extractor, batch: int) -> Returned | None:
+    """The images `test` as the model gives them back; None: it has no code."""
+    exact = reconstruction.reconstruct(model, test, batch, net.device)
+    if exact is None:
+        return None
+    images = to_uint8(torch.from_numpy(exact)).numpy()
+    return Returned(exact, images, net.features(images, batch, "reconstructions"))
 
 
 def evaluate(
     model: Family,
-    test: UInt8[np.ndarray, "n 3 h w"],
+    test: Images,
+    back: Returned | None,
     net: Extractor,
     reference: Float[np.ndarray, "m d"],
     bits: likelihood.Likelihood,
     batch: int,
     seed: int,
 ) -> Measured:
-    """Likelihood, what `monitor` says and, of a model with a code, what comes back of test images.
+    """Likelihood, what `monitor` says and, of a model with a code, how near `back` is to the test images.
 
     Returns:
         Metric -> value; how they were measured; pictures.
@@ -33,12 +54,10 @@ def evaluate(
     pictures: dict[str, codes.Sheet] = {}
     with torch.no_grad():
         found |= model.monitor(torch.from_numpy(test).to(net.device))
-    if (exact := reconstruction.reconstruct(model, test, batch, net.device)) is not None:
-        again = to_uint8(torch.from_numpy(exact)).numpy()
-        back = net.features(again, batch, "reconstructions")
-        found |= reconstruction.evaluate(test, exact)
-        found |= {f"recon_{net.keys[0]}": distances.frechet(back, reference)}
-        pictures = codes.pictures(model, test, again, batch, net.device)
+    if back is not None:
+        found |= reconstruction.evaluate(test, back.exact)
+        found |= {f"recon_{net.keys[0]}": distances.frechet(back.features, reference)}
+        pictures = codes.pictures(model, test, back.images, batch, net.device)
     if "traversals" in pictures:
         told["traversal"] = codes.VALUES
     return found, told, pictures
