@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from pofx.eval import report
+from pofx.eval.report import page
+from pofx.eval.report.metrics import Metrics, merge
 
 MODELS = ("vae", "ebm", "ncsn")
 ROWS = {"vae": "vae", "vae-mixture": "vae", "ebm": "ebm", "ncsn": "ncsn"}  # row -> family
@@ -32,7 +33,7 @@ BEYOND = {  # of every row; no row here has images enough to be extrapolated, bu
 }  # fmt: skip
 
 
-def fake_metrics(keys: list[str] = KEYS) -> report.Metrics:
+def fake_metrics(keys: list[str] = KEYS) -> Metrics:
     """As the stages write them: the VAE alone has a likelihood."""
     rng = np.random.default_rng(0)
     trees = [{k: {"floor": v} for k, v in zip(keys, (62.0, -0.0004, 0.003), strict=True)}]
@@ -72,14 +73,14 @@ def fake_metrics(keys: list[str] = KEYS) -> report.Metrics:
     trees.append({"overlap": {"ncsn": 0.21}, "largest_distance": {"ncsn": 30.13}})
     trees.append({"bpd": {"vae": 5.4321}, "bpd_stderr": {"vae": 0.01}})
     trees += [{key: {"vae": value} for key, value in row.items()} for row in (CODE, {f"recon_{keys[0]}": 123.4})]
-    return report.merge(trees)
+    return merge(trees)
 
 
-def with_beyond(metrics: report.Metrics) -> report.Metrics:
+def with_beyond(metrics: Metrics) -> Metrics:
     """The same run as one that measures more than distances, and has baselines; the full Gaussian is refused."""
     rows = {"floor": ("precision", "recall", "density", "coverage", "colour_shift", "saturated")}
     rows |= dict.fromkeys((*ROWS, "halves", "pixel_gaussian"), tuple(BEYOND))
-    more: report.Metrics = {key: {row: BEYOND[key] for row in rows if key in rows[row]} for key in BEYOND}
+    more: Metrics = {key: {row: BEYOND[key] for row in rows if key in rows[row]} for key in BEYOND}
     protocol = {row: told | {"n_test": 1500, "n_manifold": 1800} for row, told in metrics["protocol"].items()}
     protocol["floor"] = metrics["protocol"]["floor"]
     protocol |= {"halves": {"n": 1234, "reference": "train, 1,234 other images"}}
@@ -144,7 +145,7 @@ def fake_energy(f: str, keys: list[str] = KEYS) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def fake_material(folder: Path, metrics: report.Metrics) -> report.Material:
+def fake_material(folder: Path, metrics: Metrics) -> page.Material:
     folder.mkdir()
     rng, seen = np.random.default_rng(0), np.arange(1, 101) * 1000
     for f in MODELS:
@@ -163,8 +164,8 @@ def fake_material(folder: Path, metrics: report.Metrics) -> report.Material:
     pictures = {name: folder / f"{name}.png" for name in ("strip", "ladder", "interpolation", "progress")}
     for path in pictures.values():
         Image.fromarray(rng.integers(0, 256, (34, 72, 3), dtype=np.uint8)).save(path)
-    shown = {"vae": [*report.CODE_PICTURES, "neighbours"], "ncsn": ["neighbours"]}
-    return report.Material(
+    shown = {"vae": [*page.CODE_PICTURES, "neighbours"], "ncsn": ["neighbours"]}
+    return page.Material(
         models=MODELS,
         metrics=metrics,
         data={"name": "sprites", "images": {"train": 20_000, "test": 4000}},
