@@ -90,6 +90,16 @@ def with_beyond(metrics: Metrics) -> Metrics:
     return metrics | more | distances | bits | {"protocol": protocol, "refused": {"gaussian": "<60> are too few"}}
 
 
+def with_seeds(metrics: Metrics) -> Metrics:
+    """The same run as one that draws every row three times, counts what it costs, and probes its features."""
+    offsets = (0.0, 3.5, -2.0)
+    drawn = {f"{key}_seeds": {r: [metrics[key][r] * (1 + d / 100) for d in offsets] for r in ROWS} for key in KEYS[:2]}
+    costs = {key: {f: 1.5 * (i + 1) for i, f in enumerate(MODELS)} for key in ("forward_gflop", "train_peak_mib")}
+    probe = {"linear_probe": {"pixels": 0.4, "vae": 0.5125}, "linear_probe_random": {"vae": 0.25}}
+    told = {"date": "2026-01-02", "revision": "0123abc", "changed": True, "system": "Linux", "torch": "2.0", "seed": 7}
+    return metrics | drawn | costs | probe | {"trained": {"vae": told | {"data": "d4", "code": "c0"}}}
+
+
 def fake_sweep(scale: float, keys: list[str] = KEYS) -> dict[str, Any]:
     """As stages/sweep.py writes it; a larger `scale` is a worse family."""
     rows = [{"own": True, "sampler": "langevin", "steps": None, "denoise": last} for last in (True, False)]
@@ -161,6 +171,10 @@ def fake_material(folder: Path, metrics: Metrics) -> page.Material:
         Image.fromarray(rng.integers(0, 256, (34, 34, 3), dtype=np.uint8)).save(folder / f"{row}.png")
     shutil.copy(folder / f"{MODELS[0]}.png", folder / "data.png")
     Image.new("RGB", (8, 8)).save(folder / "class_balance.png")
+    redrawn: dict[str, dict[int, Path]] = {row: {} for row in ROWS}
+    for row, k in [(row, k) for row in metrics.get("fd_effnet_seeds", {}) for k in (1, 2)]:
+        redrawn[row][k] = folder / f"{row}.seed{k}.png"
+        Image.fromarray(rng.integers(0, 256, (34, 34, 3), dtype=np.uint8)).save(redrawn[row][k])
     pictures = {name: folder / f"{name}.png" for name in ("strip", "ladder", "interpolation", "progress")}
     for path in pictures.values():
         Image.fromarray(rng.integers(0, 256, (34, 72, 3), dtype=np.uint8)).save(path)
@@ -181,4 +195,5 @@ def fake_material(folder: Path, metrics: Metrics) -> page.Material:
         },
         progress={f: pictures["progress"] for f in ("vae", "ncsn")},
         pictures={f: dict.fromkeys(names, pictures["progress"]) for f, names in shown.items()},
+        redrawn=redrawn,
     )

@@ -18,14 +18,15 @@ from fake_run import (
     fake_metrics,
     fake_sweep,
     with_beyond,
+    with_seeds,
 )
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from pofx.core.errors import UserError
 from pofx.eval import plots
+from pofx.eval.report import charts, notices, page, tables, text
 from pofx.eval.report import metrics as measured
-from pofx.eval.report import notices, page, tables, text
 
 
 class Page(HTMLParser):
@@ -323,6 +324,58 @@ def test_a_row_has_its_own_drawing_and_the_training_of_its_family(built):
     assert "Curves of vae-mixture" not in html and "<h1>ncsn, ebm, vae on sprites" in html
     blank = f"<td>{text.BLANK}</td>"
     assert re.search(f'<td>vae-mixture</td><td>2,000</td>{blank * 2}.*<td class="text">cpu</td>', html)
+
+
+def test_sampling_seeds_give_a_mean_and_a_spread():
+    """700 with the first seed; 724.5 and 686 with two more."""
+    metrics = with_seeds(fake_metrics())
+    board = tables.leaderboard(MODELS, metrics)
+    assert board.at["ncsn", "fd_effnet"] == "704 ± 19 (3 seeds)"
+    assert board.at["ncsn", "kid_effnet"] == "1.000 ± 0.040", "of the first seed, over subsets"
+    assert board.at["floor", "fd_effnet"] == "62"
+    rows = tables.sampled(MODELS, metrics)
+    ncsn = next(row for row in rows if row["model"][0] == "ncsn" and row["distance"][0] == "fd_effnet")
+    assert [cell for cell, _ in ncsn.values()] == ["ncsn", "fd_effnet", "700", "724", "686", "704", "19.5"]
+    assert len(rows) == 2 * len(ROWS) and tables.sampled(MODELS, fake_metrics()) == []
+    assert measured.summary(MODELS, metrics)["fd_effnet"]["ncsn"] == 700
+
+
+def test_costs_are_repeated_in_every_row_of_a_family_and_left_out_where_unknown():
+    columns = [list(tables.costs(MODELS, metrics)[0]) for metrics in (fake_metrics(), with_seeds(fake_metrics()))]
+    assert not {"GFLOP a call", "training MiB", "sampling MiB"} & set(columns[0])
+    assert {"GFLOP a call", "training MiB"} < set(columns[1]) and "sampling MiB" not in columns[1]
+    assert all(len(names) <= 12 for names in columns) and len(tables.leading(MODELS, fake_metrics())[0]) <= 12
+    found = {row["model"][0]: row for row in tables.costs(MODELS, with_seeds(fake_metrics()))}
+    assert list(found) == ["ncsn", "ebm", "vae-mixture", "vae"]
+    assert found["vae-mixture"]["GFLOP a call"] == found["vae"]["GFLOP a call"] == ("1.5", 1.5)
+
+
+def test_probes_have_a_row_for_pixels_and_none_for_families_without():
+    assert tables.probes(MODELS, fake_metrics()) == []
+    pixels, vae = tables.probes(MODELS, with_seeds(fake_metrics()))
+    assert [cell for cell, _ in pixels.values()] == ["pixels", "40.0%", text.BLANK]
+    assert [cell for cell, _ in vae.values()] == ["vae", "51.2%", "25.0%"]
+
+
+def test_each_row_tells_where_its_model_comes_from():
+    metrics = with_seeds(fake_metrics())
+    known, unknown = (page.identity(metrics, row, row.partition("-")[0]) for row in ("vae-mixture", "ncsn"))
+    assert known["revision"] == "0123abc, with changes" and known["trained on"] == "2026-01-02" and known["seed"] == "7"
+    assert unknown["revision"] == unknown["torch"] == "unknown" and unknown["machine"] == "cpu"
+    assert '"prior": "mixture"' in known["parameters"]
+
+
+def test_the_front_holds_what_nothing_beats():
+    """By train_seconds the EBM beats nothing, and costs more than the VAE."""
+    metrics, tints = fake_metrics(), dict.fromkeys(MODELS, "#000000")
+    metrics["fd_effnet"] |= {"vae": 700.0, "ebm": 800.0, "ncsn": 600.0, "vae-mixture": 900.0}
+    found = measured.table(MODELS, metrics)
+    chart = charts.cost(found, measured.distance_keys(metrics), ROWS, tints)
+    figure = chart.panels[""]["train_seconds/fd_effnet"]
+    front = next(trace for trace in figure.data if trace.name == "Pareto front")
+    assert (front.x, front.y) == ((61, 183), (700, 600))
+    assert {trace.name for trace in figure.data} == {"Pareto front", *ROWS, "floor (62)"}
+    assert list(chart.choices["Cost"])[:3] == ["train_seconds", "sample_seconds_per_1000", "nfe"]
 
 
 def test_rows_are_those_of_the_families_compared():

@@ -82,7 +82,7 @@ if (zoom) {
   const visible = () => all("button.zoom").filter(button => button.checkVisibility());
   const size = () => { large.style.width = `${large.naturalWidth * scale}px`; };
   const step = by => { const buttons = visible(); enlarge(buttons.at((buttons.indexOf(current) + by) % buttons.length)); };
-  const grow = by => { scale = Math.min(8, Math.max(1, scale + by)); size(); };
+  const grow = by => { scale = Math.min(12, Math.max(1, scale + by)); size(); };
 
   function enlarge(button) {
     const picture = button.querySelector("img"), drawn = picture.closest(".pixels, .tiles") !== null;
@@ -94,8 +94,8 @@ if (zoom) {
     document.getElementById("zoom-title").textContent = picture.alt;
     large.decode().then(() => {
       const room = Math.min((stage.clientWidth - 32) / large.naturalWidth, (stage.clientHeight - 32) / large.naturalHeight);
-      scale = Math.max(1, Math.floor(room));
-      size();
+      scale = Math.floor(room);
+      grow(0);
     });
   }
   const keys = { ArrowLeft: () => step(-1), ArrowRight: () => step(1), "+": () => grow(1), "=": () => grow(1), "-": () => grow(-1) };
