@@ -30,9 +30,9 @@ repro: setup
 test: setup
 	$(BIN)/python -m pytest
 
-# For tests/test_page.py, which is skipped where there is none.
+# For tests/test_page.py, which is skipped where there is no Chromium.
 browser:
-	@command -v chromium chromium-browser google-chrome > /dev/null || { \
+	@command -v "$(POFX_BROWSER)" || command -v chromium || command -v chromium-browser || command -v google-chrome || { \
 	  command -v apt-get > /dev/null || { echo "error: install Chromium, or set POFX_BROWSER=/path/to/it" >&2; exit 1; }; \
 	  as=; [ "$$(id -u)" = 0 ] || as=sudo; \
 	  $$as apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$as apt-get install -qq -y --no-install-recommends chromium; \

@@ -21,12 +21,11 @@ FLAGS = (
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
     "--disable-sync",
 )  # fmt: skip
-WISH = os.environ.get("POFX_BROWSER", "require" if os.environ.get("CI") else "")
-BROWSER = next(
-    filter(None, map(shutil.which, (WISH, "chromium", "chromium-browser", "google-chrome"))), None
-)  # not the one that playwright would download
+WISH = os.environ.get("POFX_BROWSER") or ("require" if os.environ.get("CI") else "")
+NAMES = [WISH] if WISH not in ("", "require") else ["chromium", "chromium-browser", "google-chrome"]
+BROWSER = next(filter(None, map(shutil.which, NAMES)), None)  # not one that playwright would download
 pytestmark = pytest.mark.skipif(
-    BROWSER is None and WISH != "require", reason="no Chromium found: `make browser`, or POFX_BROWSER=/path/to/chromium"
+    not BROWSER and not WISH, reason="no Chromium found: `make browser`, or POFX_BROWSER=/path/to/it"
 )
 WCAG = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa"]}}
 
@@ -42,7 +41,7 @@ def address(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def chromium():
-    assert BROWSER, "POFX_BROWSER=require, and no Chromium found: `make browser`"
+    assert BROWSER, f"POFX_BROWSER={WISH}, and there is no {' or '.join(NAMES)}: `make browser`"
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=BROWSER, args=FLAGS)
         yield browser

@@ -1,7 +1,8 @@
 """Results worth keeping, and the page that lists them.
 
     python -m tools.results save NAME     keeps params.yaml, metrics/ and plots/ of this run under results/NAME/
-    python -m tools.results               writes docs/results.md anew from all of results/: no number in it is typed
+    python -m tools.results               writes docs/results.md and docs/results.html anew from all of results/: no
+                                          number in them is typed
 
 Models, samples and features stay with DVC: params.yaml and the revision in run.json bring them back.
 """
@@ -12,12 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from pofx.core import files, provenance
 from pofx.core.errors import UserError
 from pofx.eval.report import metrics, notices, tables, text
 from stages import ROOT, run
+from tools import runs
 
 PLOTS = ("curves", "samples", "fid", "progress", "denoising", "energy", "comparison")
 KEPT = ("params.yaml", "metrics", *(f"plots/{part}" for part in PLOTS))
@@ -31,15 +31,6 @@ MORE = {  # of what a family shows besides samples: folder -> picture -> what it
 USAGE = "usage: python -m tools.results [save NAME]"
 
 
-def models(folder: Path) -> tuple[str, ...]:
-    """The families that a run compared. Old runs may name sections that are gone: params.yaml is not checked here."""
-    return tuple(_params(folder)["models"])
-
-
-def _params(folder: Path) -> dict[str, Any]:
-    return YAML(typ="safe").load((folder / "params.yaml").read_text())
-
-
 def save(name: str, root: Path) -> Path:
     """Copy what a run in `root` came to into results/`name`/; an older one of that name is replaced as a whole.
 
@@ -48,7 +39,7 @@ def save(name: str, root: Path) -> Path:
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
         raise UserError(f"{name!r} cannot name a result: use small letters, digits, dots and dashes")
-    got, target = metrics.read(models(root), root / "metrics"), root / "results" / name
+    got, target = metrics.read(runs.models(root), root / "metrics"), root / "results" / name
     fresh = target.with_name(f".{name}.part")
     shutil.rmtree(fresh, ignore_errors=True)
     for part in KEPT:
@@ -84,7 +75,8 @@ def run_card(got: metrics.Metrics, root: Path) -> dict[str, Any]:
 def page(folders: list[Path]) -> str:
     """docs/results.md for the runs in these folders."""
     head = (
-        "# Results\n\nWritten by `python -m tools.results` from `results/`. A run is brought back by its\n"
+        "# Results\n\n[All rows in one sortable table](results.html) (to be opened in a browser).\n\n"
+        "Written by `python -m tools.results` from `results/`. A run is brought back by its\n"
         "`params.yaml`. Smaller is better for distances and bits/dim; ± after KID is the standard deviation over\n"
         "subsets, after bits/dim the standard error over test images."
     )
@@ -92,7 +84,7 @@ def page(folders: list[Path]) -> str:
 
 
 def _chapter(folder: Path) -> str:
-    names, card = models(folder), files.read_json(folder / "run.json")
+    names, card = runs.models(folder), files.read_json(folder / "run.json")
     got = metrics.read(names, folder / "metrics")
     data = files.read_json(folder / "metrics/data.json")
     counts = [f"{data['images'][split]:,} {words} images" for split, words in (("train", "training"), ("test", "test"))]
@@ -103,10 +95,9 @@ def _chapter(folder: Path) -> str:
     board = board[
         ["model", fd, kid, "bits/dim", "training", "training img/s", "s per 1,000 samples", "NFE", "trained on"]
     ]
-    composed = (folder / "params.yaml").read_text().partition("\n")[0].removeprefix("# composed by: ")
     revision = card["git"].replace(card["git"][12:40], "") or "unknown"  # and whether there were changes
     facts = [
-        f"Data: {data['name']}, {' and '.join(counts)}. Parameters: `{composed}`.",
+        f"Data: {data['name']}, {' and '.join(counts)}. Parameters: `{runs.composed(folder)}`.",
         notices.protocol(got, names[0]),
         f"{card['date']}, {', '.join(card['device'])}; {card['system']}, torch {card['torch']}; revision {revision}; "
         f"training and drawing took {text.clock(card['seconds'])}.",
@@ -126,7 +117,7 @@ def _chapter(folder: Path) -> str:
     parts += [tables.markdown(further), notices.beyond_notice(got)] if further else []
     told = "Codes, and test images as they come back from them; of pixels, of codes: parts of bits/dim."
     parts += [told, tables.markdown(coded)] if coded else []
-    based = _params(folder).get("energy", {"models": []})["models"]  # older runs have none
+    based = runs.params(folder).get("energy", {"models": []})["models"]  # older runs have none
     if energies := {f: files.read_json(folder / f"metrics/energy/{f}.json") for f in based}:
         parts += [notices.scores_notice(energies), tables.markdown(tables.scores(energies))]
     return "\n\n".join([f"## {folder.name}", *facts, *parts, *figures, *grids])
@@ -138,9 +129,10 @@ def main(*words: str) -> None:
     if words:
         print(f"kept: {save(words[1], ROOT).relative_to(ROOT)}")
     folders = sorted(p.parent for p in (ROOT / "results").glob("*/run.json"))
-    with files.atomic(ROOT / "docs/results.md") as file:
-        file.write(page(folders).encode())
-    print(f"written: docs/results.md ({len(folders)} runs)")
+    for name, content in (("results.md", page(folders)), ("results.html", runs.html(folders))):
+        with files.atomic(ROOT / "docs" / name) as file:
+            file.write(content.encode())
+    print(f"written: docs/results.md, docs/results.html ({len(folders)} runs)")
 
 
 if __name__ == "__main__":
