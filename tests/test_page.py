@@ -8,6 +8,7 @@ POFX_BROWSER=/path/to/chromium names one.
 import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -42,6 +43,7 @@ def address(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def chromium():
     assert BROWSER, f"POFX_BROWSER={WISH}, and there is no {' or '.join(NAMES)}: `make browser`"
+    expect.set_options(timeout=60_000)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=BROWSER, args=FLAGS)
         yield browser
@@ -53,12 +55,13 @@ def opened(chromium, address):
     """The page at some width and theme, loaded once, and what went wrong or was asked for since."""
     pages: dict[tuple, tuple[Page, list[str]]] = {}
 
-    def get(width: int, scheme: str, script: bool) -> tuple[Page, list[str]]:
-        if (width, scheme, script) in pages:
-            return pages[width, scheme, script]
+    def get(to: str, width: int, scheme: str, script: bool) -> tuple[Page, list[str]]:
+        if (to, width, scheme, script) in pages:
+            return pages[to, width, scheme, script]
         context = chromium.new_context(
             viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=script
         )
+        context.set_default_timeout(120_000)  # a busy machine is no fault of the page
         page, wrong = context.new_page(), []
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("console", lambda told: wrong.append(told.text) if told.type in ("error", "warning") else None)
@@ -70,8 +73,8 @@ def opened(chromium, address):
             return route.abort()
 
         context.route("**/*", answer)
-        page.goto(address)
-        pages[width, scheme, script] = page, wrong
+        page.goto(to or address)
+        pages[to, width, scheme, script] = page, wrong
         return page, wrong
 
     yield get
@@ -84,8 +87,8 @@ def open_page(opened):
     """The page; at the end of the test nothing may have gone wrong, and nothing been asked for."""
     seen = []
 
-    def get(width: int = 1280, scheme: str = "light", script: bool = True) -> Page:
-        page, wrong = opened(width, scheme, script)
+    def get(width: int = 1280, scheme: str = "light", script: bool = True, to: str = "") -> Page:
+        page, wrong = opened(to, width, scheme, script)
         seen.append(wrong)
         return page
 
@@ -264,3 +267,14 @@ def test_axe_finds_nothing(open_page, scheme):
     found = Axe().run(page, context="#zoom", options=WCAG)
     assert found.violations_count == 0, found.generate_report()
     page.keyboard.press("Escape")
+
+
+def test_the_page_of_all_runs_works_too(open_page):
+    page = open_page(390, "dark", to=(Path(__file__).parents[1] / "docs/results.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.get_by_role("button", name="Frechet distance").click()
+    values = [float(cell.replace(",", "")) for cell in column(page, "body", 6)]
+    assert len(values) > 10 and values == sorted(values)
+    assert page.locator("figure svg").count() == 1
+    found = Axe().run(page, options=WCAG)
+    assert found.violations_count == 0, found.generate_report()

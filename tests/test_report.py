@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from pofx.core.errors import UserError
+from pofx.core.files import read_json
 from pofx.eval import plots
 from pofx.eval.report import charts, notices, page, tables, text
 from pofx.eval.report import metrics as measured
@@ -391,6 +393,11 @@ def test_summary_holds_a_dozen_numbers_of_first_rows():
     assert list(summary) == ["fd_effnet", "bpd", "recon_psnr"]
     assert list(summary["fd_effnet"]) == list(MODELS) and summary["bpd"] == {"vae": 5.4321}
     json.dumps(summary)
+
+
+def test_the_summary_in_git_has_few_columns():
+    tree = read_json(Path(__file__).parents[1] / "metrics/summary.json")
+    assert sum(map(len, tree.values())) <= 14
 
 
 def test_only_inception_drops_the_warning_and_is_called_fid():

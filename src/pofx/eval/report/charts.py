@@ -97,7 +97,7 @@ def curves(frames: dict[str, pd.DataFrame], seconds: dict[str, float], tints: di
         panels[f] = {}
         for view, x in {"images": frame["images"], "seconds": share * seconds[f]}.items():
             figure = _figure({"images": "training images seen", "seconds": "seconds of training"}[view], "loss")
-            figure.update_layout(height=300)
+            figure.update_layout(height=300, showlegend="val_loss" in frame)
             for key, name, dash in (("loss", "loss", "solid"), ("val_loss", "loss of held-out images", "dash")):
                 if key in frame:
                     y = frame[key].astype(float).tolist()
@@ -151,7 +151,8 @@ def levels(sweeps: dict[str, dict[str, Any]], tints: dict[str, str]) -> Chart:
     }
     figures = {}
     for key, title in titles.items():
-        figure = _figure(f"noise level {SIGMA}, images on [-1, 1]", title, log_x=True, log_y=True)
+        name = title.partition(":")[0].partition(",")[0]  # the list of options has all of it
+        figure = _figure(f"noise level {SIGMA}, images on [-1, 1]", name, log_x=True, log_y=True)
         lines = [(f, frame, key, tints[f], "solid") for f, frame in frames.items()]
         lines += [("linear denoiser", widest, f"linear_{key}", plots.INK, "dash")]
         for name, frame, column, tint, dash in lines:
@@ -248,7 +249,8 @@ def _figure(x: str, y: str, log_x: bool = False, log_y: bool = False) -> go.Figu
     figure.update_layout(
         height=HEIGHT, margin={"l": 8, "r": 8, "t": 8, "b": 8}, hovermode="closest", showlegend=True,
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "yref": "container", "y": 0, "yanchor": "bottom"},
+        legend={"orientation": "h", "xref": "container", "x": 0, "xanchor": "left"}
+        | {"yref": "container", "y": 0, "yanchor": "bottom"},
         font={"family": "system-ui, sans-serif", "size": 12},
         xaxis=axis | {"title": {"text": x}, "type": "log" if log_x else "linear", "tickformat": ",~g"},
         yaxis=axis | {"title": {"text": y}, "type": "log" if log_y else "linear", "tickformat": ",~g"},
