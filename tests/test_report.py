@@ -362,7 +362,11 @@ def test_probes_have_a_row_for_pixels_and_none_for_families_without():
 def test_each_row_tells_where_its_model_comes_from():
     metrics = with_seeds(fake_metrics())
     known, unknown = (page.identity(metrics, row, row.partition("-")[0]) for row in ("vae-mixture", "ncsn"))
-    assert known["revision"] == "0123abc, with changes" and known["trained on"] == "2026-01-02" and known["seed"] == "7"
+    assert (
+        known["revision"] == "0123abc, with changes"
+        and known["date of training"] == "2026-01-02"
+        and known["seed"] == "7"
+    )
     assert unknown["revision"] == unknown["torch"] == "unknown" and unknown["machine"] == "cpu"
     assert '"prior": "mixture"' in known["parameters"]
 

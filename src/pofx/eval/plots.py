@@ -71,23 +71,32 @@ def curve(frame: pd.DataFrame, path: Path, tint: str) -> None:
 
 
 def bars(table: pd.DataFrame, keys: Sequence[str], tints: dict[str, str], path: Path) -> None:
-    """Frechet distance and KID (with its spread over subsets) of every row, best first; a dashed line is the floor.
+    """Frechet distance (with its spread over sampling seeds, if there were several) and KID (with its spread over
+    subsets) of every row, best first; a dashed line is the floor.
 
     Args:
-        table: the floor and the rows of the report, columns `keys` (distance, KID, KID's standard deviation).
+        table: the floor and the rows of the report, columns `keys` (distance, KID, KID's standard deviation)
+            and maybe `<distance>_spread`.
     """
+    spreads = [table.get(key, pd.Series(0.0, table.index)).fillna(0) for key in (f"{keys[0]}_spread", keys[2])]
     order = table.drop(index="floor").sort_values(keys[0], ascending=False).index
     figure = Figure(figsize=(9, 0.9 + 0.42 * len(order)), layout="constrained")
     for i, (key, title) in enumerate(((keys[0], "Frechet distance"), (keys[1], "KID, mean and spread"))):
         floor = table.at["floor", key]
         ax = _dress(figure.add_subplot(1, 2, i + 1), f"{title}, smaller is better; dashed: floor {short(floor)}")
-        error = table.loc[order, keys[2]] if i else None
+        error = spreads[i][order]
         ax.barh(
-            order, table.loc[order, key], height=0.6, color=[tints[f] for f in order], xerr=error, ecolor=INK, capsize=3
+            order,
+            table.loc[order, key],
+            height=0.6,
+            color=[tints[f] for f in order],
+            xerr=error if error.any() else None,
+            ecolor=INK,
+            capsize=3,
         )
-        reach = (table.loc[order, key] + (error if i else 0)).max()
+        reach = (table.loc[order, key] + error).max()
         for y, value in enumerate(table.loc[order, key]):
-            at = value + (error.iloc[y] if i else 0)
+            at = value + error.iloc[y]
             ax.annotate(short(value), (at, y), (4, 0), textcoords="offset points", va="center", color=INK, fontsize=8)
         ax.axvline(floor, color=INK, linestyle="--", linewidth=1)
         ax.set_xlim(min(0, 1.5 * floor), 1.18 * max(reach, floor))

@@ -197,7 +197,7 @@ def identity(metrics: Metrics, row: str, family: str) -> dict[str, str]:
     trained = metrics.get("trained", {}).get(family, {})
     changed = {True: ", with changes", False: ", without changes", None: ""}[trained.get("changed")]
     known = {
-        "trained on": trained.get("date", "unknown"),
+        "date of training": trained.get("date", "unknown"),
         "machine": metrics["device"][family],
         "revision": trained.get("revision", "unknown") + changed,
         "system": trained.get("system", "unknown"),

@@ -23,7 +23,7 @@ COLUMNS = (  # of the leaderboard, after distances and bits/dim: heading, metric
     ("training MiB", "train_peak_mib", count),
     ("sampling MiB", "sample_peak_mib", count),
 )
-LEADING = ("test loss", "training", "s per 1,000 samples", "NFE", "parameters")  # of these, on top of the page
+LEADING = ("test loss", "training", "s per 1,000 samples", "NFE")  # of these, on top of the page
 MANIFOLD = ("precision", "recall", "density", "coverage")
 
 
