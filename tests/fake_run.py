@@ -96,6 +96,9 @@ def with_seeds(metrics: Metrics) -> Metrics:
     drawn = {f"{key}_seeds": {r: [metrics[key][r] * (1 + d / 100) for d in offsets] for r in ROWS} for key in KEYS[:2]}
     costs = {key: {f: 1.5 * (i + 1) for i, f in enumerate(MODELS)} for key in ("forward_gflop", "train_peak_mib")}
     probe = {"linear_probe": {"pixels": 0.4, "vae": 0.5125}, "linear_probe_random": {"vae": 0.25}}
+    probe |= {"linear_probe_stderr": {"pixels": 0.01, "vae": 0.02}}
+    asked = {"probe_features": 128, "probe_train": 9000, "probe_layer": "mean of the <code>"}
+    probe["protocol"] = metrics["protocol"] | {"vae": metrics["protocol"]["vae"] | asked}
     told = {"date": "2026-01-02", "revision": "0123abc", "changed": True, "system": "Linux", "torch": "2.0", "seed": 7}
     return metrics | drawn | costs | probe | {"trained": {"vae": told | {"data": "d4", "code": "c0"}}}
 

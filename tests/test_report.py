@@ -355,8 +355,8 @@ def test_costs_are_repeated_in_every_row_of_a_family_and_left_out_where_unknown(
 def test_probes_have_a_row_for_pixels_and_none_for_families_without():
     assert tables.probes(MODELS, fake_metrics()) == []
     pixels, vae = tables.probes(MODELS, with_seeds(fake_metrics()))
-    assert [cell for cell, _ in pixels.values()] == ["pixels", "40.0%", text.BLANK]
-    assert [cell for cell, _ in vae.values()] == ["vae", "51.2%", "25.0%"]
+    assert [cell for cell, _ in pixels.values()] == ["pixels", "40.0% ± 1.0%", *4 * [text.BLANK]]
+    assert [cell for cell, _ in vae.values()] == ["vae", "51.2% ± 2.0%", "25.0%", "128", "9,000", "mean of the <code>"]
 
 
 def test_each_row_tells_where_its_model_comes_from():

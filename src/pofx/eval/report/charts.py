@@ -23,6 +23,7 @@ COSTS = {  # metric -> axis
     "parameters": "parameters",
     "images_seen": "training images seen",
     "forward_gflop": "GFLOP a call of the network",
+    "sample_gflop": "GFLOP a sample",
     "train_peak_mib": "peak memory of training, MiB",
     "sample_peak_mib": "peak memory of sampling, MiB",
 }

@@ -5,12 +5,12 @@ from typing import Any
 import pandas as pd
 
 from pofx.eval.distances import named
-from pofx.eval.report.metrics import Metrics, distance_keys
+from pofx.eval.report.metrics import LINES, Metrics, distance_keys
 
 PROBES = (
     "Accuracy on test images of a logistic regression fitted to the features of training images and their labels; the "
     "labels are used here alone, no model has seen them in training. Untrained: the same network before training; "
-    "pixels: the images themselves. Larger is better."
+    "pixels: the images themselves. Larger is better; ± is the standard error over test images."
 )
 SWEPT, CHAINED = "point of a model", "length of the chain"  # where noise is the same
 PAPERS = pd.DataFrame(
@@ -42,7 +42,7 @@ def notice(metrics: Metrics) -> str:
 def beyond_notice(metrics: Metrics) -> str:
     """How the columns of `beyond` were measured, and how they are to be read."""
     fd, kid, _ = distance_keys(metrics)
-    p = next((p for p in metrics["protocol"].values() if "n_manifold" in p), None)
+    p = next((p for f, p in metrics["protocol"].items() if "n_manifold" in p and f not in ("floor", *LINES)), None)
     if p is None:
         return ""
     halves = metrics["protocol"].get("halves", {"n": 0})["n"]

@@ -20,6 +20,7 @@ COLUMNS = (  # of the leaderboard, after distances and bits/dim: heading, metric
     ("s per 1,000 samples", "sample_seconds_per_1000", text),
     ("NFE", "nfe", count),
     ("GFLOP a call", "forward_gflop", text),
+    ("GFLOP a sample", "sample_gflop", text),
     ("training MiB", "train_peak_mib", count),
     ("sampling MiB", "sample_peak_mib", count),
 )
@@ -101,11 +102,18 @@ def brief(models: tuple[str, ...], metrics: Metrics) -> str:
 def probes(models: Sequence[str], metrics: Metrics) -> list[Cells]:
     """How well a linear classifier tells classes from the features of each family, and from those of the same network
     untrained; nothing where no run was made of it."""
-    found, floor = metrics.get("linear_probe", {}), metrics.get("linear_probe_random", {})
-    names = [*(["pixels"] if "pixels" in found else []), *(f for f in models if f in found)]
-    cells = {f: {"test accuracy": found[f], "untrained": floor.get(f, math.nan)} for f in names}
-    told = {f: {key: (share(value), value) for key, value in row.items()} for f, row in cells.items()}
-    return [_blanks_last({"features of": (f, f), **row}) for f, row in told.items()]
+
+    def cells(f: str) -> Cells:
+        found = {"features of": (f, f)}
+        for column, key in {"test accuracy": "linear_probe", "untrained": "linear_probe_random"}.items():
+            value, error = (float(metrics.get(k, {}).get(f, math.nan)) for k in (key, f"{key}_stderr"))
+            found[column] = share(value) + f" ± {share(error)}" * (error == error), value
+        told = metrics["protocol"].get(f, {})
+        for column, key in {"features": "probe_features", "training images": "probe_train"}.items():
+            found[column] = f"{told[key]:,}" if key in told else BLANK, told.get(key, math.nan)
+        return _blanks_last(found | {"taken from": (told.get("probe_layer", BLANK),) * 2})
+
+    return [cells(f) for f in ("pixels", *models) if f in metrics.get("linear_probe", {})]
 
 
 def beyond(models: Sequence[str], metrics: Metrics) -> list[Cells]:
