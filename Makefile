@@ -8,7 +8,7 @@ unexport PYTHONPATH PYTHONHOME
 # uv does not read pip's settings: hand over where local wheels lie, if anywhere.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: setup repro test lint bench lock clean
+.PHONY: setup repro test browser lint bench lock clean
 
 setup: $(BIN)/.installed
 
@@ -29,6 +29,14 @@ repro: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# For tests/test_page.py, which is skipped where there is no Chromium.
+browser:
+	@command -v "$(POFX_BROWSER)" || command -v chromium || command -v chromium-browser || command -v google-chrome || { \
+	  command -v apt-get > /dev/null || { echo "error: install Chromium, or set POFX_BROWSER=/path/to/it" >&2; exit 1; }; \
+	  as=; [ "$$(id -u)" = 0 ] || as=sudo; \
+	  $$as apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$as apt-get install -qq -y --no-install-recommends chromium; \
+	}
 
 lint: setup
 	$(BIN)/ruff check .

@@ -8,25 +8,27 @@ from pathlib import Path
 
 from stages import run
 from pofx.core import config, files
-from pofx.eval import report
+from pofx.eval.report import metrics, page, tables
 
 PICTURES = ("strip", "ladder", "interpolation")
 
 
 def main(*options: str) -> None:
     models = config.value("models", tuple[str, ...])
-    metrics = report.read(models, Path("metrics"))
+    got = metrics.read(models, Path("metrics"))
     if not options:
         swept = config.value("sweep.models", tuple[str, ...])
         based = config.value("energy.models", tuple[str, ...])
         progress = {f: Path(f"plots/progress/{f}.png") for f in models}
-        got = report.Material(
+        owners = metrics.rows(models, got)
+        material = page.Material(
             models=models,
-            metrics=metrics,
+            metrics=got,
             data=files.read_json(Path("metrics/data.json")),
             curves={f: Path(f"plots/curves/{f}.csv") for f in models},
             samples={"data": Path("plots/samples/data.png")}
-            | {row: Path(f"plots/samples/{f}/{row}.png") for row, f in report.rows(models, metrics).items()},
+            | {row: Path(f"plots/samples/{f}/{row}.png") for row, f in owners.items()},
+            redrawn={row: redrawn(row, Path(f"plots/samples/{f}")) for row, f in owners.items()},
             exploration=sorted(Path("plots/data").glob("*.png")),
             sweeps={f: files.read_json(Path(f"metrics/sweep/{f}.json")) for f in swept},
             denoising={f: {name: Path(f"plots/denoising/{f}/{name}.png") for name in PICTURES} for f in swept},
@@ -35,9 +37,14 @@ def main(*options: str) -> None:
             progress={f: path for f, path in progress.items() if path.is_file()},  # a family may show none
             pictures={f: {path.stem: path for path in Path(f"plots/fid/{f}").glob("*.png")} for f in models},
         )
-        report.build(got, Path("report"), Path("plots/comparison"))
-        files.write_json(Path("metrics/summary.json"), report.summary(models, metrics))
-    print(f"\n{report.brief(models, metrics)}\n\n{Path('report/index.html').resolve()}")
+        page.build(material, Path("report"), Path("plots/comparison"))
+        files.write_json(Path("metrics/summary.json"), metrics.summary(models, got))
+    print(f"\n{tables.brief(models, got)}\n\n{Path('report/index.html').resolve()}")
+
+
+def redrawn(row: str, folder: Path) -> dict[int, Path]:
+    """Sampling seed -> grid, of the seeds after the first: <row>.seed<k>.png."""
+    return {int(path.stem.rpartition("seed")[2]): path for path in folder.glob(f"{row}.seed*.png")}
 
 
 if __name__ == "__main__":

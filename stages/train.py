@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages import RUNS, run
-from pofx.core import config, family, files, loop, machine, state
+from stages import ROOT, RUNS, run
+from pofx.core import config, family, files, loop, machine, provenance, state
 from pofx.core.data import Pool
 from pofx.core.images import save_grid, to_uint8
 from pofx.core.rng import Noise, fold
@@ -71,7 +71,8 @@ def main(name: str, minutes: float | None) -> None:
     files.write_json(
         Path(f"metrics/time/train_{name}.json"),
         {"train_seconds": {name: round(seconds, 1)}, "train_images_per_second": {name: round(seen / seconds, 1)},
-         "train_peak_mib": {name: round(machine.peak_mib(device), 1)}, "device": {name: machine.name(device)}},
+         "train_peak_mib": {name: round(machine.peak_mib(device), 1)}, "device": {name: machine.name(device)},
+         "trained": {name: provenance.here(ROOT) | {"seed": seed, "data": content, "code": code}}},
     )  # fmt: skip
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from pofx.eval import report
+from pofx.eval.report import page
+from pofx.eval.report.metrics import Metrics, merge
 
 MODELS = ("vae", "ebm", "ncsn")
 ROWS = {"vae": "vae", "vae-mixture": "vae", "ebm": "ebm", "ncsn": "ncsn"}  # row -> family
@@ -32,7 +33,7 @@ BEYOND = {  # of every row; no row here has images enough to be extrapolated, bu
 }  # fmt: skip
 
 
-def fake_metrics(keys: list[str] = KEYS) -> report.Metrics:
+def fake_metrics(keys: list[str] = KEYS) -> Metrics:
     """As the stages write them: the VAE alone has a likelihood."""
     rng = np.random.default_rng(0)
     trees = [{k: {"floor": v} for k, v in zip(keys, (62.0, -0.0004, 0.003), strict=True)}]
@@ -72,14 +73,14 @@ def fake_metrics(keys: list[str] = KEYS) -> report.Metrics:
     trees.append({"overlap": {"ncsn": 0.21}, "largest_distance": {"ncsn": 30.13}})
     trees.append({"bpd": {"vae": 5.4321}, "bpd_stderr": {"vae": 0.01}})
     trees += [{key: {"vae": value} for key, value in row.items()} for row in (CODE, {f"recon_{keys[0]}": 123.4})]
-    return report.merge(trees)
+    return merge(trees)
 
 
-def with_beyond(metrics: report.Metrics) -> report.Metrics:
+def with_beyond(metrics: Metrics) -> Metrics:
     """The same run as one that measures more than distances, and has baselines; the full Gaussian is refused."""
     rows = {"floor": ("precision", "recall", "density", "coverage", "colour_shift", "saturated")}
     rows |= dict.fromkeys((*ROWS, "halves", "pixel_gaussian"), tuple(BEYOND))
-    more: report.Metrics = {key: {row: BEYOND[key] for row in rows if key in rows[row]} for key in BEYOND}
+    more: Metrics = {key: {row: BEYOND[key] for row in rows if key in rows[row]} for key in BEYOND}
     protocol = {row: told | {"n_test": 1500, "n_manifold": 1800} for row, told in metrics["protocol"].items()}
     protocol["floor"] = metrics["protocol"]["floor"]
     protocol |= {"halves": {"n": 1234, "reference": "train, 1,234 other images"}}
@@ -87,6 +88,19 @@ def with_beyond(metrics: report.Metrics) -> report.Metrics:
     distances = {key: metrics[key] | {"halves": 31.4, "pixel_gaussian": 934.0} for key in KEYS}
     bits = {key: {k: v for k, v in metrics[key].items() if k != "gaussian"} for key in ("bpd", "bpd_stderr")}
     return metrics | more | distances | bits | {"protocol": protocol, "refused": {"gaussian": "<60> are too few"}}
+
+
+def with_seeds(metrics: Metrics) -> Metrics:
+    """The same run as one that draws every row three times, counts what it costs, and probes its features."""
+    offsets = (0.0, 3.5, -2.0)
+    drawn = {f"{key}_seeds": {r: [metrics[key][r] * (1 + d / 100) for d in offsets] for r in ROWS} for key in KEYS[:2]}
+    costs = {key: {f: 1.5 * (i + 1) for i, f in enumerate(MODELS)} for key in ("forward_gflop", "train_peak_mib")}
+    probe = {"linear_probe": {"pixels": 0.4, "vae": 0.5125}, "linear_probe_random": {"vae": 0.25}}
+    probe |= {"linear_probe_stderr": {"pixels": 0.01, "vae": 0.02}}
+    asked = {"probe_features": 128, "probe_train": 9000, "probe_layer": "mean of the <code>"}
+    probe["protocol"] = metrics["protocol"] | {"vae": metrics["protocol"]["vae"] | asked}
+    told = {"date": "2026-01-02", "revision": "0123abc", "changed": True, "system": "Linux", "torch": "2.0", "seed": 7}
+    return metrics | drawn | costs | probe | {"trained": {"vae": told | {"data": "d4", "code": "c0"}}}
 
 
 def fake_sweep(scale: float, keys: list[str] = KEYS) -> dict[str, Any]:
@@ -144,7 +158,7 @@ def fake_energy(f: str, keys: list[str] = KEYS) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def fake_material(folder: Path, metrics: report.Metrics) -> report.Material:
+def fake_material(folder: Path, metrics: Metrics) -> page.Material:
     folder.mkdir()
     rng, seen = np.random.default_rng(0), np.arange(1, 101) * 1000
     for f in MODELS:
@@ -160,11 +174,15 @@ def fake_material(folder: Path, metrics: report.Metrics) -> report.Material:
         Image.fromarray(rng.integers(0, 256, (34, 34, 3), dtype=np.uint8)).save(folder / f"{row}.png")
     shutil.copy(folder / f"{MODELS[0]}.png", folder / "data.png")
     Image.new("RGB", (8, 8)).save(folder / "class_balance.png")
+    redrawn: dict[str, dict[int, Path]] = {row: {} for row in ROWS}
+    for row, k in [(row, k) for row in metrics.get("fd_effnet_seeds", {}) for k in (1, 2)]:
+        redrawn[row][k] = folder / f"{row}.seed{k}.png"
+        Image.fromarray(rng.integers(0, 256, (34, 34, 3), dtype=np.uint8)).save(redrawn[row][k])
     pictures = {name: folder / f"{name}.png" for name in ("strip", "ladder", "interpolation", "progress")}
     for path in pictures.values():
         Image.fromarray(rng.integers(0, 256, (34, 72, 3), dtype=np.uint8)).save(path)
-    shown = {"vae": [*report.CODE_PICTURES, "neighbours"], "ncsn": ["neighbours"]}
-    return report.Material(
+    shown = {"vae": [*page.CODE_PICTURES, "neighbours"], "ncsn": ["neighbours"]}
+    return page.Material(
         models=MODELS,
         metrics=metrics,
         data={"name": "sprites", "images": {"train": 20_000, "test": 4000}},
@@ -180,4 +198,5 @@ def fake_material(folder: Path, metrics: report.Metrics) -> report.Material:
         },
         progress={f: pictures["progress"] for f in ("vae", "ncsn")},
         pictures={f: dict.fromkeys(names, pictures["progress"]) for f, names in shown.items()},
+        redrawn=redrawn,
     )

@@ -136,9 +136,14 @@ def test_outputs(clone: Clone):
         card = json.loads((clone.folder / f"models/{family}/model.json").read_text())
         assert card["family"] == family and card["provenance"]["code"], "see the head of dvc.yaml"
     summary = json.loads((clone.folder / "metrics/summary.json").read_text())
-    assert {"floor", "vae-mixture", "ebm-fresh", *FAMILIES} <= set(summary["fd_effnet"])
-    assert all(np.isfinite(v) for v in summary["fd_effnet"].values())
-    assert "<html" in (clone.folder / "report/index.html").read_text()
+    assert set(summary["fd_effnet"]) == set(FAMILIES)
+    scored = [json.loads((clone.folder / f"metrics/fid/{f}.json").read_text())["fd_effnet"] for f in FAMILIES]
+    assert {"vae-mixture", "ebm-fresh", *FAMILIES} <= {row for rows in scored for row in rows}
+    assert all(np.isfinite(v) for rows in scored for v in rows.values())
+    html = (clone.folder / "report/index.html").read_text()
+    assert "<html" in html and '<select id="seed">' in html and html.count('data-seed="1"') >= 2 * len(FAMILIES)
+    trained = json.loads((clone.folder / "metrics/time/train_vae.json").read_text())["trained"]["vae"]
+    assert not trained["changed"] and trained["revision"] in html and trained["data"] in html
     made = [p for p in (clone.folder / "metrics").rglob("*.json")]
     keys = [(k, m) for p in made if p.name != "summary.json" for k, v in json.loads(p.read_text()).items()
             if k not in ("protocol", "config") and isinstance(v, dict) for m in v]  # fmt: skip

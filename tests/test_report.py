@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,11 +19,16 @@ from fake_run import (
     fake_metrics,
     fake_sweep,
     with_beyond,
+    with_seeds,
 )
 from PIL import Image
+from plotly.offline import get_plotlyjs
 
 from pofx.core.errors import UserError
-from pofx.eval import plots, report
+from pofx.core.files import read_json
+from pofx.eval import plots
+from pofx.eval.report import charts, notices, page, tables, text
+from pofx.eval.report import metrics as measured
 
 
 class Page(HTMLParser):
@@ -35,9 +41,8 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         got = dict(attributes)
-        self.loads += [
-            got[k] for k in ("src", "href", "srcset", "poster", "data") if k in got and not got[k].startswith("#")
-        ]
+        loading = ("src", "srcset", "poster", "data") + ("href",) * (tag != "a")  # a link is followed by choice
+        self.loads += [got[k] for k in loading if k in got]
         if tag == "img":
             self.images.append(got)
         if tag not in ("img", "meta", "link", "br", "input"):
@@ -50,7 +55,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    board = report.build(fake_material(folder / "in", fake_metrics()), folder / "report", folder / "comparison")
+    board = page.build(fake_material(folder / "in", fake_metrics()), folder / "report", folder / "comparison")
     return folder, board
 
 
@@ -59,11 +64,14 @@ def test_page_is_self_contained(built):
     page = Page(html)
     assert not page.open, "unclosed tags"
     assert page.loads and all(load.startswith("data:image/png;base64,") for load in page.loads)
-    assert not re.search(r"https?://|@import|url\(", html)
-    # Samples and data, comparison, neighbours, codes, denoising, errors and NFE, energy, curves, progress, data.
-    assert len(page.images) == 5 + 2 + 2 + 3 + 3 * len(SWEPT) + 2 + 1 + 4 * len(BASED) + 3 + 2 + 1
+    written = html.replace(get_plotlyjs(), "")
+    assert len(html) - len(written) == len(get_plotlyjs()), "the library once"
+    assert not re.search(r"https?://|@import|url\(", written)
+    # Samples and data, comparison, neighbours, codes, denoising, errors and NFE, energy, curves, progress, data; the
+    # one that is enlarged.
+    assert len(page.images) == 5 + 2 + 2 + 3 + 3 * len(SWEPT) + 2 + 1 + 4 * len(BASED) + 3 + 2 + 1 + 1
     assert all(image["alt"] for image in page.images)
-    assert "prefers-color-scheme: dark" in html and "viewport" in html
+    assert "color-scheme: light dark" in html and "viewport" in html
 
 
 def test_page_tells_all_that_a_number_needs(built):
@@ -103,13 +111,13 @@ def test_page_shows_how_denoisers_denoise(built):
 
 def test_every_point_of_a_sweep_is_listed_and_what_was_refused_with_its_reason(built):
     html, markdown = ((built[0] / "report" / name).read_text() for name in ("index.html", "report.md"))
-    rows = report.points({"ncsn": fake_sweep(1.0)})
+    rows = tables.points({"ncsn": fake_sweep(1.0)})
     assert len(rows) == 2 + 3 * 3 and list(rows[0])[:3] == ["model", "sampler", "levels"]
     own, blank = rows[0], next(row for row in rows if row["refused"][0])
     assert own["sampler"][0] == "langevin (own)" and own["levels"] == ("all", float("inf"))
     assert own["kid_effnet"] == ("0.130 ± 0.050", pytest.approx(0.13)) and own["fd_effnet, N = 256"][0] == "117"
     assert [row["last denoising"][0] for row in rows[:3]] == ["yes", "no", "yes"]
-    assert blank["NFE"] == (report.BLANK, float("inf")) and blank["kid_effnet"][0] == report.BLANK
+    assert blank["NFE"] == (text.BLANK, float("inf")) and blank["kid_effnet"][0] == text.BLANK
     assert "ancestral &lt;needs&gt; more steps" in html and "ancestral <needs> more steps" in markdown
     assert html.count('class="note"') == len(SWEPT) * len(rows) + len(fake_energy("ebm")["rows"])
     for told in ("256 images a point", "50 subsets of 256", "must not be set beside the leaderboard"):
@@ -119,14 +127,14 @@ def test_every_point_of_a_sweep_is_listed_and_what_was_refused_with_its_reason(b
 
 def test_page_shows_what_an_energy_is_for(built):
     html, markdown = ((built[0] / "report" / name).read_text() for name in ("index.html", "report.md"))
-    (row,) = report.scores({"ebm": fake_energy("ebm")})
+    (row,) = tables.scores({"ebm": fake_energy("ebm")})
     assert {k: v[0] for k, v in row.items()} == {
         "model": "ebm", "training": "0.473", "uniform noise": "1.000", "blends": "0.251",
     }  # fmt: skip
-    first, *rows = report.chains({"ebm": fake_energy("ebm")})
-    assert first["row"][0] == "test images (ebm)" and first["Langevin steps"] == (report.BLANK, float("inf"))
+    first, *rows = tables.chains({"ebm": fake_energy("ebm")})
+    assert first["row"][0] == "test images (ebm)" and first["Langevin steps"] == (text.BLANK, float("inf"))
     assert first["energy"][0] == "+0.04" and rows[0]["energy"][0] == "+4.00" and rows[0]["saturated"][0] == "1.00%"
-    assert rows[-1]["refused"][0] == "the <buffer> is too small" and rows[-1]["kid_effnet"][0] == report.BLANK
+    assert rows[-1]["refused"][0] == "the <buffer> is too small" and rows[-1]["kid_effnet"][0] == text.BLANK
     for told in ("0.251", "below 0.5: the model finds the others likelier", "subsets of 128", "± 0.018", "+4.00"):
         assert told in html and told in markdown, told
     flat = " ".join(html.split())
@@ -151,13 +159,13 @@ def test_page_shows_codes_and_neighbours(built):
     captions = ("first 10,000 training images", "(the largest: 2.5, 1.25, 0 nats", "-1.5, 0, 1.5 standard deviations")
     for needed in links + captions:
         assert needed in html, needed
-    rows = report.codes(MODELS, fake_metrics())
+    rows = tables.codes(MODELS, fake_metrics())
     assert [row["model"][0] for row in rows] == ["test images (floor)", "vae"], "no row of dashes alone"
     floor, vae = rows
-    assert floor["recon_fd_effnet"] == ("62", 62.0) and floor["SSIM"] == (report.BLANK, float("inf"))
-    assert vae["active units"] == ("7 of 10", 7) and vae["codes used"][0] == report.BLANK
-    cells = ("5.123 ± 0.010", "5.18", "0.25", "123", "22.2", "0.57", report.BLANK, "7 of 10")
-    assert [cell for cell, _ in vae.values()] == ["vae", *cells, *4 * [report.BLANK]]
+    assert floor["recon_fd_effnet"] == ("62", 62.0) and floor["SSIM"] == (text.BLANK, float("inf"))
+    assert vae["active units"] == ("7 of 10", 7) and vae["codes used"][0] == text.BLANK
+    cells = ("5.123 ± 0.010", "5.18", "0.25", "123", "22.2", "0.57", text.BLANK, "7 of 10")
+    assert [cell for cell, _ in vae.values()] == ["vae", *cells, *4 * [text.BLANK]]
     for cell in cells:
         assert f">{cell}</td>" in html and f" {cell} " in markdown, cell
 
@@ -170,10 +178,10 @@ def test_a_codebook_has_a_figure(tmp_path):
         "codes_used": {"ebm": 0.75},
     }
     metrics["config"]["ebm"]["base"] = {"codes": 4}
-    report.build(fake_material(tmp_path / "in", metrics), tmp_path / "report", tmp_path / "comparison")
+    page.build(fake_material(tmp_path / "in", metrics), tmp_path / "report", tmp_path / "comparison")
     assert "How often each code" in (tmp_path / "report/index.html").read_text()
     assert (np.asarray(Image.open(tmp_path / "comparison/codebook.png"))[..., 3] > 0).mean() > 0.01
-    row = report.codes(MODELS, metrics)[-1]
+    row = tables.codes(MODELS, metrics)[-1]
     assert (row["perplexity"][0], row["codes used"][0]) == ("2.5 of 4", "75.0%")
 
 
@@ -195,20 +203,21 @@ def test_a_run_without_codes_and_pictures_is_shown_too(tmp_path):
     for row in metrics["protocol"].values():
         row.pop("traversal", None), row.pop("n_reference", None)
     got = dataclasses.replace(fake_material(tmp_path / "in", metrics), pictures={})
-    report.build(got, tmp_path / "report", tmp_path / "comparison")
+    page.build(got, tmp_path / "report", tmp_path / "comparison")
     html, markdown = ((tmp_path / "report" / name).read_text() for name in ("index.html", "report.md"))
+    html = html.replace(get_plotlyjs(), "")
     assert not Page(html).open and "Codes and" not in html + markdown and "Nearest" not in html
     assert "guard" not in html.lower()
     assert not (tmp_path / "comparison/codebook.png").exists()
     metrics["recon_psnr"] = {"vae": 22.25}
-    (row,) = report.codes(MODELS, metrics)
-    assert row["PSNR, dB"][0] == "22.2" and row["weighted bits/dim"][0] == report.BLANK
+    (row,) = tables.codes(MODELS, metrics)
+    assert row["PSNR, dB"][0] == "22.2" and row["weighted bits/dim"][0] == text.BLANK
 
 
 def test_without_denoisers_there_are_no_empty_sections(tmp_path):
     got = fake_material(tmp_path / "in", fake_metrics())
     got = dataclasses.replace(got, sweeps={}, denoising={}, energies={}, uses={}, progress={})
-    report.build(got, tmp_path / "report", tmp_path / "comparison")
+    page.build(got, tmp_path / "report", tmp_path / "comparison")
     html, markdown = ((tmp_path / "report" / name).read_text() for name in ("index.html", "report.md"))
     assert not Page(html).open
     for heading in ("Denoising", "NFE</h2>", "Energy", "During training"):
@@ -235,9 +244,9 @@ def test_leaderboard_is_sorted_below_the_floor_and_blank_where_there_is_no_likel
     board = built[1]
     assert list(board.index) == ["floor", "gaussian", "pixel_gaussian", "ncsn", "ebm", "vae-mixture", "vae"]
     assert list(board["model"])[:3] == ["test images (floor)", "full-covariance Gaussian", "per-pixel Gaussian"]
-    assert board.at["gaussian", "bits/dim"] == "4.7712 ± 0.0071" and board.at["gaussian", "fd_effnet"] == report.BLANK
+    assert board.at["gaussian", "bits/dim"] == "4.7712 ± 0.0071" and board.at["gaussian", "fd_effnet"] == text.BLANK
     assert board.at["vae", "bits/dim"] == "5.432 ± 0.010"
-    assert board.at["ncsn", "bits/dim"] == board.at["floor", "bits/dim"] == report.BLANK
+    assert board.at["ncsn", "bits/dim"] == board.at["floor", "bits/dim"] == text.BLANK
     assert board.at["vae", "parameters"] == "68.2k" and board.at["vae", "training"] == "1 min 01 s"
     markdown = (built[0] / "report/report.md").read_text()
     assert "| ncsn" in markdown and "not comparable" in markdown and "| 25.32 " in markdown
@@ -251,27 +260,27 @@ def test_the_fixed_rows_stand_in_a_body_of_their_own(built):
 def test_runs_without_gaussians_are_still_listed():
     metrics = fake_metrics()
     for key in ("bpd", "bpd_stderr"):
-        metrics[key] = {f: value for f, value in metrics[key].items() if f not in report.LINES}
-    assert list(report.leaderboard(MODELS, metrics).index) == ["floor", "ncsn", "ebm", "vae-mixture", "vae"]
+        metrics[key] = {f: value for f, value in metrics[key].items() if f not in measured.LINES}
+    assert list(tables.leaderboard(MODELS, metrics).index) == ["floor", "ncsn", "ebm", "vae-mixture", "vae"]
 
 
 def test_what_a_distance_leaves_out_has_a_table(tmp_path):
     metrics = with_beyond(fake_metrics())
     metrics |= {"fd_inf_effnet": {"ncsn": 432.1}, "fd_inf_effnet_stderr": {"ncsn": 1.2}}
-    board = report.build(fake_material(tmp_path / "in", metrics), tmp_path / "report", tmp_path / "comparison")
+    board = page.build(fake_material(tmp_path / "in", metrics), tmp_path / "report", tmp_path / "comparison")
     html, markdown = ((tmp_path / "report" / name).read_text() for name in ("index.html", "report.md"))
     assert not Page(html).open and 'href="#beyond"' in html
     lines = ["floor", "halves", "gaussian", "pixel_gaussian"]
     assert list(board.index) == [*lines, "ncsn", "ebm", "vae-mixture", "vae"]
     assert list(board.loc["halves", ["model", "fd_effnet"]]) == ["training images (floor)", "31.4"]
-    assert (board.loc["gaussian"].drop("model") == report.BLANK).sum() >= 5
-    rows = report.beyond(["ncsn", "vae"], metrics)
+    assert (board.loc["gaussian"].drop("model") == text.BLANK).sum() >= 5
+    rows = tables.beyond(["ncsn", "vae"], metrics)
     assert [row["model"][0] for row in rows] == [*board["model"][:4], "ncsn", "vae"]
     floor, _, refused, _, ncsn, vae = rows
-    assert ncsn["fd_inf_effnet"] == ("432.1 ± 1.2", 432.1) and vae["fd_inf_effnet"] == (report.BLANK, float("inf"))
-    blank, shift = 2 * (report.BLANK,), ("-7.9, +8.2, +3.0", 8.16)
-    assert floor["nearest_ratio"][0] == floor["fd_test_effnet"][0] == report.BLANK and floor["colour_shift"] == shift
-    assert [cell for cell, _ in vae.values()] == ["vae", report.BLANK, "640", "1.234 ± 0.032", "0.812", "0.0456",
+    assert ncsn["fd_inf_effnet"] == ("432.1 ± 1.2", 432.1) and vae["fd_inf_effnet"] == (text.BLANK, float("inf"))
+    blank, shift = 2 * (text.BLANK,), ("-7.9, +8.2, +3.0", 8.16)
+    assert floor["nearest_ratio"][0] == floor["fd_test_effnet"][0] == text.BLANK and floor["colour_shift"] == shift
+    assert [cell for cell, _ in vae.values()] == ["vae", text.BLANK, "640", "1.234 ± 0.032", "0.812", "0.0456",
         "1.25", "0.375", "0.875", "1.2%", "25.0%", "-7.9, +8.2, +3.0", "3.1%"]  # fmt: skip
     assert {cell for cell, _ in list(refused.values())[1:]} == set(blank)
     for told in ("against 1,500 test images", "1,234 training images", "1,800 images a side", "10,000 training images"):
@@ -280,17 +289,17 @@ def test_what_a_distance_leaves_out_has_a_table(tmp_path):
     assert "train, 1,234 other images" in html
     body = html[html.index('id="beyond"') :]
     assert re.findall(r"<tbody.*?</tbody>", body, re.DOTALL)[0].count("<tr>") == len(lines)
-    assert set(report.summary(MODELS, metrics)) == {"fd_effnet", "kid_effnet", "bpd", "recon_psnr", "train_seconds"}
+    assert set(measured.summary(MODELS, metrics)) == {"fd_effnet", "bpd", "recon_psnr"}
 
 
 def test_runs_that_measured_distances_alone_have_no_such_table(built):
-    assert report.beyond(list(ROWS), fake_metrics()) == [] and report.beyond_notice(fake_metrics()) == ""
+    assert tables.beyond(list(ROWS), fake_metrics()) == [] and notices.beyond_notice(fake_metrics()) == ""
     for name in ("index.html", "report.md"):
         assert "Beyond" not in (built[0] / "report" / name).read_text()
 
 
 def test_the_brief_table_fits_a_terminal():
-    lines = report.brief(MODELS, fake_metrics()).splitlines()
+    lines = tables.brief(MODELS, fake_metrics()).splitlines()
     assert len(lines) == 2 + 1 + 2 + len(ROWS) and len(lines[0]) <= 120
 
 
@@ -308,59 +317,120 @@ def test_a_row_has_its_own_drawing_and_the_training_of_its_family(built):
     one, other = board.loc["vae"], board.loc["vae-mixture"]
     shared = ["parameters", "images seen", "training", "training img/s", "trained on"]
     assert other[shared].equals(one[shared])
-    assert (other[["test loss", "bits/dim"]] == report.BLANK).all() and (
-        one[["test loss", "bits/dim"]] != report.BLANK
+    assert (other[["test loss", "bits/dim"]] == text.BLANK).all() and (
+        one[["test loss", "bits/dim"]] != text.BLANK
     ).all()
     assert (other["fd_effnet"], other["kid_effnet"], other["s per 1,000 samples"]) == ("1,300", "1.700 ± 0.040", "0.5")
     for needed in ("vae-mixture: the model of the row", "Images drawn by vae-mixture", "Parameters of vae-mixture"):
         assert needed in html, needed
     assert "Curves of vae-mixture" not in html and "<h1>ncsn, ebm, vae on sprites" in html
-    blank = f"<td>{report.BLANK}</td>"
+    blank = f"<td>{text.BLANK}</td>"
     assert re.search(f'<td>vae-mixture</td><td>2,000</td>{blank * 2}.*<td class="text">cpu</td>', html)
+
+
+def test_sampling_seeds_give_a_mean_and_a_spread():
+    """700 with the first seed; 724.5 and 686 with two more."""
+    metrics = with_seeds(fake_metrics())
+    board = tables.leaderboard(MODELS, metrics)
+    assert board.at["ncsn", "fd_effnet"] == "704 ± 19 (3 seeds)"
+    assert board.at["ncsn", "kid_effnet"] == "1.000 ± 0.040", "of the first seed, over subsets"
+    assert board.at["floor", "fd_effnet"] == "62"
+    rows = tables.sampled(MODELS, metrics)
+    ncsn = next(row for row in rows if row["model"][0] == "ncsn" and row["distance"][0] == "fd_effnet")
+    assert [cell for cell, _ in ncsn.values()] == ["ncsn", "fd_effnet", "700", "724", "686", "704", "19.5"]
+    assert len(rows) == 2 * len(ROWS) and tables.sampled(MODELS, fake_metrics()) == []
+    assert measured.summary(MODELS, metrics)["fd_effnet"]["ncsn"] == 700
+
+
+def test_costs_are_repeated_in_every_row_of_a_family_and_left_out_where_unknown():
+    columns = [list(tables.costs(MODELS, metrics)[0]) for metrics in (fake_metrics(), with_seeds(fake_metrics()))]
+    assert not {"GFLOP a call", "training MiB", "sampling MiB"} & set(columns[0])
+    assert {"GFLOP a call", "training MiB"} < set(columns[1]) and "sampling MiB" not in columns[1]
+    assert all(len(names) <= 12 for names in columns) and len(tables.leading(MODELS, fake_metrics())[0]) <= 12
+    found = {row["model"][0]: row for row in tables.costs(MODELS, with_seeds(fake_metrics()))}
+    assert list(found) == ["ncsn", "ebm", "vae-mixture", "vae"]
+    assert found["vae-mixture"]["GFLOP a call"] == found["vae"]["GFLOP a call"] == ("1.5", 1.5)
+
+
+def test_probes_have_a_row_for_pixels_and_none_for_families_without():
+    assert tables.probes(MODELS, fake_metrics()) == []
+    pixels, vae = tables.probes(MODELS, with_seeds(fake_metrics()))
+    assert [cell for cell, _ in pixels.values()] == ["pixels", "40.0% ± 1.0%", *4 * [text.BLANK]]
+    assert [cell for cell, _ in vae.values()] == ["vae", "51.2% ± 2.0%", "25.0%", "128", "9,000", "mean of the <code>"]
+
+
+def test_each_row_tells_where_its_model_comes_from():
+    metrics = with_seeds(fake_metrics())
+    known, unknown = (page.identity(metrics, row, row.partition("-")[0]) for row in ("vae-mixture", "ncsn"))
+    assert (
+        known["revision"] == "0123abc, with changes"
+        and known["date of training"] == "2026-01-02"
+        and known["seed"] == "7"
+    )
+    assert unknown["revision"] == unknown["torch"] == "unknown" and unknown["machine"] == "cpu"
+    assert '"prior": "mixture"' in known["parameters"]
+
+
+def test_the_front_holds_what_nothing_beats():
+    """By train_seconds the EBM beats nothing, and costs more than the VAE."""
+    metrics, tints = fake_metrics(), dict.fromkeys(MODELS, "#000000")
+    metrics["fd_effnet"] |= {"vae": 700.0, "ebm": 800.0, "ncsn": 600.0, "vae-mixture": 900.0}
+    found = measured.table(MODELS, metrics)
+    chart = charts.cost(found, measured.distance_keys(metrics), ROWS, tints)
+    figure = chart.panels[""]["train_seconds/fd_effnet"]
+    front = next(trace for trace in figure.data if trace.name == "Pareto front")
+    assert (front.x, front.y) == ((61, 183), (700, 600))
+    assert {trace.name for trace in figure.data} == {"Pareto front", *ROWS, "floor (62)"}
+    assert list(chart.choices["Cost"])[:3] == ["train_seconds", "sample_seconds_per_1000", "nfe"]
 
 
 def test_rows_are_those_of_the_families_compared():
     metrics = fake_metrics()
-    assert report.rows(MODELS, metrics) == ROWS
+    assert measured.rows(MODELS, metrics) == ROWS
     metrics["protocol"]["gaussian"] = {}
-    assert list(report.rows(("ncsn", "vae"), metrics)) == ["ncsn", "vae", "vae-mixture"]
+    assert list(measured.rows(("ncsn", "vae"), metrics)) == ["ncsn", "vae", "vae-mixture"]
 
 
-def test_summary_holds_a_dozen_numbers():
-    summary = report.summary(MODELS, fake_metrics())
-    assert list(summary) == ["fd_effnet", "kid_effnet", "bpd", "recon_psnr", "train_seconds"]
-    assert list(summary["fd_effnet"]) == ["floor", *ROWS]
-    assert summary["bpd"] == {"vae": 5.4321} and list(summary["train_seconds"]) == list(MODELS)
+def test_summary_holds_a_dozen_numbers_of_first_rows():
+    """Every one is a column of `dvc exp show`."""
+    summary = measured.summary(MODELS, fake_metrics())
+    assert list(summary) == ["fd_effnet", "bpd", "recon_psnr"]
+    assert list(summary["fd_effnet"]) == list(MODELS) and summary["bpd"] == {"vae": 5.4321}
     json.dumps(summary)
+
+
+def test_the_summary_in_git_has_few_columns():
+    tree = read_json(Path(__file__).parents[1] / "metrics/summary.json")
+    assert sum(map(len, tree.values())) <= 14
 
 
 def test_only_inception_drops_the_warning_and_is_called_fid():
     metrics = fake_metrics(["fid", "kid", "kid_std"])
-    assert "not comparable" not in report.notice(metrics)
-    assert "fid" in report.leaderboard(MODELS, metrics).columns and "fid" in report.summary(MODELS, metrics)
+    assert "not comparable" not in notices.notice(metrics)
+    assert "fid" in tables.leaderboard(MODELS, metrics).columns and "fid" in measured.summary(MODELS, metrics)
 
 
 def test_models_choose_the_rows_whatever_else_was_measured():
-    assert list(report.table(("vae",), fake_metrics()).index) == ["floor", "vae", "vae-mixture"]
-    assert set(report.summary(("ncsn",), fake_metrics())) == {"fd_effnet", "kid_effnet", "train_seconds"}
+    assert list(measured.table(("vae",), fake_metrics()).index) == ["floor", "vae", "vae-mixture"]
+    assert set(measured.summary(("ncsn",), fake_metrics())) == {"fd_effnet"}
 
 
 def test_no_models_is_a_user_error():
     with pytest.raises(UserError, match="models is empty"):
-        report.table((), fake_metrics())
+        measured.table((), fake_metrics())
 
 
 def test_a_value_in_two_files_is_an_error():
     with pytest.raises(ValueError, match="train_loss of vae"):
-        report.merge([{"train_loss": {"vae": 1.0}}, {"train_loss": {"vae": 2.0}}])
+        measured.merge([{"train_loss": {"vae": 1.0}}, {"train_loss": {"vae": 2.0}}])
 
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [(0.5, "0.5 s"), (59.0, "59 s"), (200.0, "3 min 20 s"), (7500.0, "2 h 05 min"), (float("nan"), report.BLANK)],
+    [(0.5, "0.5 s"), (59.0, "59 s"), (200.0, "3 min 20 s"), (7500.0, "2 h 05 min"), (float("nan"), text.BLANK)],
 )
 def test_clock(seconds, shown):
-    assert report.clock(seconds) == shown
+    assert text.clock(seconds) == shown
 
 
 @pytest.mark.parametrize(
@@ -368,7 +438,7 @@ def test_clock(seconds, shown):
     [(12.0, "12"), (950.0, "950"), (68_200.0, "68.2k"), (999_999.0, "1M"), (1.25e6, "1.25M"), (357e6, "357M")],
 )
 def test_count(value, shown):
-    assert report.count(value) == shown
+    assert text.count(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -376,7 +446,7 @@ def test_count(value, shown):
     [((0.2851, 0.0161), "0.285 ± 0.016"), ((-0.0004, 0.003), "-0.0004 ± 0.0030"), ((2.0, 0.0), "2.0000 ± 0.0000")],
 )
 def test_between(pair, shown):
-    assert report.between(*pair) == shown
+    assert text.between(*pair) == shown
 
 
 def test_short_numbers_have_no_exponent():

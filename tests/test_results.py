@@ -1,5 +1,6 @@
 """Kept results: whole or not at all, and listed without a typed number."""
 
+import re
 import shutil
 
 import pytest
@@ -7,7 +8,7 @@ from fake_run import BEYOND, MODELS, ROWS, fake_energy, fake_material, fake_metr
 
 from pofx.core import files
 from pofx.core.errors import UserError
-from tools import results
+from tools import results, runs
 
 
 @pytest.fixture
@@ -102,3 +103,22 @@ def test_an_unfinished_run_is_not_kept(finished, gone):
     with pytest.raises(UserError, match="run `dvc repro` first"):
         results.save("a", finished)
     assert not (finished / "results/a").exists()
+
+
+def test_all_runs_share_a_page(finished):
+    """Two runs of the same data: every row of both, the floor that they share once."""
+    folders = [results.save(name, finished) for name in ("a-run", "b-run")]
+    found = [row for folder in folders for row in runs.rows(folder)]
+    assert len(found) == 2 * (1 + len(ROWS))
+    first = next(row for row in found if row["row"] == "vae-mixture")
+    told = {key: first[key] for key in ("run", "data", "scale", "n", "reference", "distance", "kid", "train_seconds")}
+    assert told == {
+        "run": "a-run", "data": "sprites", "scale": "unknown", "n": 2000, "distance": 1300.0, "kid": 1.7,
+        "reference": "train, 10,000 images (fd_effnet)", "train_seconds": 61.0,
+    }  # fmt: skip
+    html = runs.html(folders)
+    bodies = re.findall(r"<tbody.*?</tbody>", html, re.DOTALL)
+    assert len(bodies) == 1 and bodies[0].count("<tr>") == 1 + 2 * len(ROWS)
+    assert html.count(">any</td>") == 1 and "1.700 ± 0.040" in html and html.count("<svg") == 1
+    assert not re.search(r"@import|url\(|src=|<link", html.replace('clip-path="url(', "")), "nothing is loaded"
+    assert runs.html(folders) == html, "no dates, no random names"

@@ -1,27 +1,23 @@
 """Results worth keeping, and the page that lists them.
 
     python -m tools.results save NAME     keeps params.yaml, metrics/ and plots/ of this run under results/NAME/
-    python -m tools.results               writes docs/results.md anew from all of results/: no number in it is typed
+    python -m tools.results               writes docs/results.md and docs/results.html anew from all of results/: no
+                                          number in them is typed
 
 Models, samples and features stay with DVC: params.yaml and the revision in run.json bring them back.
 """
 
-import datetime
-import platform
 import re
 import shutil
-import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
-from pofx.core import files
+from pofx.core import files, provenance
 from pofx.core.errors import UserError
-from pofx.eval import report
+from pofx.eval.report import metrics, notices, tables, text
 from stages import ROOT, run
+from tools import runs
 
 PLOTS = ("curves", "samples", "fid", "progress", "denoising", "energy", "comparison")
 KEPT = ("params.yaml", "metrics", *(f"plots/{part}" for part in PLOTS))
@@ -35,15 +31,6 @@ MORE = {  # of what a family shows besides samples: folder -> picture -> what it
 USAGE = "usage: python -m tools.results [save NAME]"
 
 
-def models(folder: Path) -> tuple[str, ...]:
-    """The families that a run compared. Old runs may name sections that are gone: params.yaml is not checked here."""
-    return tuple(_params(folder)["models"])
-
-
-def _params(folder: Path) -> dict[str, Any]:
-    return YAML(typ="safe").load((folder / "params.yaml").read_text())
-
-
 def save(name: str, root: Path) -> Path:
     """Copy what a run in `root` came to into results/`name`/; an older one of that name is replaced as a whole.
 
@@ -52,7 +39,7 @@ def save(name: str, root: Path) -> Path:
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
         raise UserError(f"{name!r} cannot name a result: use small letters, digits, dots and dashes")
-    got, target = report.read(models(root), root / "metrics"), root / "results" / name
+    got, target = metrics.read(runs.models(root), root / "metrics"), root / "results" / name
     fresh = target.with_name(f".{name}.part")
     shutil.rmtree(fresh, ignore_errors=True)
     for part in KEPT:
@@ -70,18 +57,17 @@ def save(name: str, root: Path) -> Path:
     return target
 
 
-def run_card(got: report.Metrics, root: Path) -> dict[str, Any]:
+def run_card(got: metrics.Metrics, root: Path) -> dict[str, Any]:
     """When, where and from which code the numbers come. Seconds: all training and drawing."""
-    told = got["protocol"]
-    drawn = {row: told[row]["n"] * told[row].get("seeds", 1) for row in got["sample_seconds_per_1000"]}
+    rows, told = got["protocol"], provenance.here(root)
+    drawn = {row: rows[row]["n"] * rows[row].get("seeds", 1) for row in got["sample_seconds_per_1000"]}
     sampling = sum(s * drawn[row] / 1000 for row, s in got["sample_seconds_per_1000"].items())
     return {
-        "date": datetime.date.today().isoformat(),
+        "date": told["date"],
         "device": sorted(set(got["device"].values())),
-        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "torch": version("torch"),
-        "git": _git(root, "rev-parse", "HEAD")
-        + (", with changes" if _git(root, "status", "--porcelain", "--", "src", "stages") else ""),
+        "system": told["system"],
+        "torch": told["torch"],
+        "git": told["revision"] + (", with changes" if told["changed"] else ""),
         "seconds": round(sum(got["train_seconds"].values()) + sampling, 1),
     }
 
@@ -89,7 +75,8 @@ def run_card(got: report.Metrics, root: Path) -> dict[str, Any]:
 def page(folders: list[Path]) -> str:
     """docs/results.md for the runs in these folders."""
     head = (
-        "# Results\n\nWritten by `python -m tools.results` from `results/`. A run is brought back by its\n"
+        "# Results\n\n[All rows in one sortable table](results.html) (to be opened in a browser).\n\n"
+        "Written by `python -m tools.results` from `results/`. A run is brought back by its\n"
         "`params.yaml`. Smaller is better for distances and bits/dim; ± after KID is the standard deviation over\n"
         "subsets, after bits/dim the standard error over test images."
     )
@@ -97,52 +84,43 @@ def page(folders: list[Path]) -> str:
 
 
 def _chapter(folder: Path) -> str:
-    names, card = models(folder), files.read_json(folder / "run.json")
-    got = report.read(names, folder / "metrics")
+    names, card = runs.models(folder), files.read_json(folder / "run.json")
+    got = metrics.read(names, folder / "metrics")
     data = files.read_json(folder / "metrics/data.json")
     counts = [f"{data['images'][split]:,} {words} images" for split, words in (("train", "training"), ("test", "test"))]
-    fd, kid, _ = report.distance_keys(got)
-    board = report.leaderboard(names, got)
-    owners, path = report.rows(names, got), f"../results/{folder.name}"
+    fd, kid, _ = metrics.distance_keys(got)
+    board = tables.leaderboard(names, got)
+    owners, path = metrics.rows(names, got), f"../results/{folder.name}"
     order = [row for row in board.index if row in owners]
     board = board[
         ["model", fd, kid, "bits/dim", "training", "training img/s", "s per 1,000 samples", "NFE", "trained on"]
     ]
-    composed = (folder / "params.yaml").read_text().partition("\n")[0].removeprefix("# composed by: ")
-    revision = card["git"][:12] + card["git"][40:] or "unknown"  # and whether there were changes
+    revision = card["git"].replace(card["git"][12:40], "") or "unknown"  # and whether there were changes
     facts = [
-        f"Data: {data['name']}, {' and '.join(counts)}. Parameters: `{composed}`.",
-        report.protocol(got, names[0]),
+        f"Data: {data['name']}, {' and '.join(counts)}. Parameters: `{runs.composed(folder)}`.",
+        notices.protocol(got, names[0]),
         f"{card['date']}, {', '.join(card['device'])}; {card['system']}, torch {card['torch']}; revision {revision}; "
-        f"training and drawing took {report.clock(card['seconds'])}.",
+        f"training and drawing took {text.clock(card['seconds'])}.",
     ]
     grids = [f"**{row}**\n\n![images drawn by {row}]({path}/plots/samples/{owners[row]}/{row}.png)" for row in order]
-    shown = [(f, part, name) for f in names for part, pictures in MORE.items() for name in pictures]
+    extras = [(f, part, name) for f in names for part, pictures in MORE.items() for name in pictures]
     grids += [
         f"**{f}: {MORE[part][name]}**\n\n![{f}: {MORE[part][name]}]({path}/plots/{part}/{f}/{name}.png)"
-        for f, part, name in shown
+        for f, part, name in extras
         if (folder / f"plots/{part}/{f}/{name}.png").is_file()
     ]
     figures = [
         f"![{name} of the families]({path}/plots/comparison/{name}.png)" for name in ("overview", "distance", "cost")
     ]
-    coded = report.codes(order, got)
-    tables = [board.to_markdown(index=False), report.notice(got)]
-    tables += report.beyond_markdown(further, got) if (further := report.beyond(order, got)) else []
+    coded, further = tables.codes(order, got), tables.beyond(order, got)
+    parts = [board.to_markdown(index=False), notices.notice(got)]
+    parts += [tables.markdown(further), notices.beyond_notice(got)] if further else []
     told = "Codes, and test images as they come back from them; of pixels, of codes: parts of bits/dim."
-    tables += [told, report.shown(coded).to_markdown(index=False)] if coded else []
-    based = _params(folder).get("energy", {"models": []})["models"]  # older runs have none
+    parts += [told, tables.markdown(coded)] if coded else []
+    based = runs.params(folder).get("energy", {"models": []})["models"]  # older runs have none
     if energies := {f: files.read_json(folder / f"metrics/energy/{f}.json") for f in based}:
-        board = report.shown(report.scores(energies))
-        tables += [report.scores_notice(energies), board.to_markdown(index=False, disable_numparse=True)]
-    return "\n\n".join([f"## {folder.name}", *facts, *tables, *figures, *grids])
-
-
-def _git(root: Path, *words: str) -> str:
-    try:
-        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""  # no git, or not a clone: the copy says less
+        parts += [notices.scores_notice(energies), tables.markdown(tables.scores(energies))]
+    return "\n\n".join([f"## {folder.name}", *facts, *parts, *figures, *grids])
 
 
 def main(*words: str) -> None:
@@ -151,9 +129,10 @@ def main(*words: str) -> None:
     if words:
         print(f"kept: {save(words[1], ROOT).relative_to(ROOT)}")
     folders = sorted(p.parent for p in (ROOT / "results").glob("*/run.json"))
-    with files.atomic(ROOT / "docs/results.md") as file:
-        file.write(page(folders).encode())
-    print(f"written: docs/results.md ({len(folders)} runs)")
+    for name, content in (("results.md", page(folders)), ("results.html", runs.html(folders))):
+        with files.atomic(ROOT / "docs" / name) as file:
+            file.write(content.encode())
+    print(f"written: docs/results.md, docs/results.html ({len(folders)} runs)")
 
 
 if __name__ == "__main__":

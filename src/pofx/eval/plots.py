@@ -1,11 +1,14 @@
 """The report's figures, as PNG files. Transparent, in mid-grey and colours that read on white and on black alike."""
 
+import io
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -68,23 +71,32 @@ def curve(frame: pd.DataFrame, path: Path, tint: str) -> None:
 
 
 def bars(table: pd.DataFrame, keys: Sequence[str], tints: dict[str, str], path: Path) -> None:
-    """Frechet distance and KID (with its spread over subsets) of every row, best first; a dashed line is the floor.
+    """Frechet distance (with its spread over sampling seeds, if there were several) and KID (with its spread over
+    subsets) of every row, best first; a dashed line is the floor.
 
     Args:
-        table: the floor and the rows of the report, columns `keys` (distance, KID, KID's standard deviation).
+        table: the floor and the rows of the report, columns `keys` (distance, KID, KID's standard deviation)
+            and maybe `<distance>_spread`.
     """
+    spreads = [table.get(key, pd.Series(0.0, table.index)).fillna(0) for key in (f"{keys[0]}_spread", keys[2])]
     order = table.drop(index="floor").sort_values(keys[0], ascending=False).index
     figure = Figure(figsize=(9, 0.9 + 0.42 * len(order)), layout="constrained")
     for i, (key, title) in enumerate(((keys[0], "Frechet distance"), (keys[1], "KID, mean and spread"))):
         floor = table.at["floor", key]
         ax = _dress(figure.add_subplot(1, 2, i + 1), f"{title}, smaller is better; dashed: floor {short(floor)}")
-        error = table.loc[order, keys[2]] if i else None
+        error = spreads[i][order]
         ax.barh(
-            order, table.loc[order, key], height=0.6, color=[tints[f] for f in order], xerr=error, ecolor=INK, capsize=3
+            order,
+            table.loc[order, key],
+            height=0.6,
+            color=[tints[f] for f in order],
+            xerr=error if error.any() else None,
+            ecolor=INK,
+            capsize=3,
         )
-        reach = (table.loc[order, key] + (error if i else 0)).max()
+        reach = (table.loc[order, key] + error).max()
         for y, value in enumerate(table.loc[order, key]):
-            at = value + (error.iloc[y] if i else 0)
+            at = value + error.iloc[y]
             ax.annotate(short(value), (at, y), (4, 0), textcoords="offset points", va="center", color=INK, fontsize=8)
         ax.axvline(floor, color=INK, linestyle="--", linewidth=1)
         ax.set_xlim(min(0, 1.5 * floor), 1.18 * max(reach, floor))
@@ -267,6 +279,40 @@ def tradeoff(betas: pd.Series, psnr: pd.Series, mig: pd.Series, path: Path) -> N
     ax.set_ylabel("disentanglement, mutual information gap", color=INK, fontsize=8)
     ax.margins(0.12)
     _save(figure, path)
+
+
+def runs(frame: pd.DataFrame, tints: dict[str, str], floor: str) -> str:
+    """Frechet distance against seconds of training over many runs, as SVG for a page, its text in the page's colour: a
+    panel for what may be compared (data, N, reference), a colour a family, a sign a run; dashed: the least floor.
+
+    Args:
+        frame: columns run, data, n, reference, row, family, distance, train_seconds; `floor` is the name of its rows.
+    """
+    groups = list(frame.groupby(["data", "n", "reference"]))
+    signs = dict(zip(dict.fromkeys(frame.loc[frame["row"] != floor, "run"]), cycle("osD^vP*X<>"), strict=False))
+    columns = min(2, len(groups))
+    lines = -(-len(groups) // columns)
+    figure = Figure(figsize=(5.5 * columns, 3.4 * lines + 0.25 * len(signs)), layout="constrained")
+    for i, ((data, n, reference), group) in enumerate(groups):
+        ax = _dress(figure.add_subplot(lines, columns, i + 1), f"{data}, N = {n:,}\n{reference}")
+        points = group[group["row"] != floor].dropna(subset="train_seconds")
+        for _, p in points.iterrows():
+            first = p["row"] == p["family"]
+            face = tints[p["family"]] if first else "none"
+            ax.plot(p["train_seconds"], p["distance"], signs[p["run"]], color=tints[p["family"]], markerfacecolor=face)
+        ax.axhline(group.loc[group["row"] == floor, "distance"].min(), color=INK, linestyle="--", linewidth=1)
+        ax.set_xscale("log")
+        ax.set_ylim(bottom=0)
+        ax.set_xlabel("seconds of training", color=INK, fontsize=8)
+        _plain(ax, points["train_seconds"])
+    handles = [Line2D([], [], color=tint, marker="o", linestyle="", label=f) for f, tint in tints.items()]
+    handles += [Line2D([], [], color=INK, marker=sign, linestyle="", label=run) for run, sign in signs.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8, labelcolor=INK)
+    out, nothing = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "pofx"}):
+        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+    svg = out.getvalue()
+    return svg[svg.index("<svg") :].replace(INK, "currentColor")
 
 
 def overview(grids: dict[str, Path], path: Path) -> None:
