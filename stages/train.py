@@ -1,7 +1,8 @@
 """Train one family: data/train.npy -> models/<family>/, its curve, its cost.
 
 The run's state is kept in runs/: a killed run goes on where it stopped when the same command is given again, FRESH=1
-starts over. With --minutes the run saves and exits 75 when its time is up, and writes no output.
+starts over. With --minutes the run saves and exits 75 when its time is up, and writes no output. NPROC=2 trains in two
+processes (see stages.processes).
 """
 
 import argparse
@@ -13,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages import RUNS, run
-from pofx.core import config, family, files, loop, machine, state
+from stages import RUNS, processes
+from pofx.core import config, dist, family, files, loop, machine, state
 from pofx.core.data import Pool
+from pofx.core.errors import UserError
 from pofx.core.images import save_grid, to_uint8
 from pofx.core.rng import Noise, fold
 
@@ -23,13 +25,20 @@ from pofx.core.rng import Noise, fold
 def main(name: str, minutes: float | None) -> None:
     module = family.module(name)
     cfg, seed = config.section(name, module.Config), config.value("seed", int)
+    if cfg.train.batch % (cfg.train.accumulate * dist.world()):
+        parts = f"{cfg.train.accumulate} x {dist.world()}"
+        raise UserError(
+            f"{name}.train.batch = {cfg.train.batch} should be a multiple of {parts} parts "
+            f"({name}.train.accumulate x processes): change one of them"
+        )
     train, device, stop = cfg.train, machine.device(), machine.StopRequest(minutes)
     torch.manual_seed(fold(seed, "init"))
     model = family.create(name, cfg, Path("models")).to(device)
     data = Path("data/train.npy")
     images = torch.from_numpy(np.load(data)).to(device)
     pool = Pool(images, train.batch, seed, train.flip, train.validation)
-    model.fetch(RUNS / "weights", RUNS.parent)
+    with dist.in_turn():
+        model.fetch(RUNS / "weights", RUNS.parent)
     noted = model.prepare(images)
     code, content = state.code_hash(), files.digest(data)
     base = files.digest(Path(f"models/{model.needs}/model.safetensors")) if model.needs else None
@@ -50,7 +59,9 @@ def main(name: str, minutes: float | None) -> None:
             curve, seconds, events = loop.train(model, pool, train, seed, slot, stop, preview)
         except loop.Stopped as stopped:
             print(f"{stopped}: the same command goes on from there", file=sys.stderr)
-            sys.exit(stop.code)
+            sys.exit(*dist.most(stop.code))
+        if not dist.first():
+            return
         seen = curve[-1]["images"]
         with torch.no_grad():
             torch.manual_seed(fold(seed, "finish"))
@@ -80,4 +91,4 @@ if __name__ == "__main__":
     parser.add_argument("family", choices=config.family_names())
     parser.add_argument("--minutes", type=float)
     arguments = parser.parse_args()
-    run(main, arguments.family, arguments.minutes)
+    processes.run(main, arguments.family, arguments.minutes)
