@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages import RUNS, run
-from pofx.core import config, family, files, machine
+from stages import RUNS, processes
+from pofx.core import config, dist, family, files, machine
 from pofx.core.images import save_grid, to_uint8
 from pofx.eval import codes, colour, disentanglement, distances, extractor, likelihood, measures, reconstruction
 
@@ -35,6 +35,18 @@ def main(name: str) -> None:
     distances.check_subset(cfg.kid_subset_size, n, len(reference))
 
     net = extractor.build(cfg, RUNS / "weights", RUNS.parent, device)
+    stems = {row: family.stems(row, seeds) for row in ways}
+    features = {
+        stem: net.features(np.load(f"samples/{name}/{stem}.npy"), cfg.batch, stem)
+        for row in ways
+        for stem in stems[row]
+    }
+    exact = reconstruction.reconstruct(model, test, cfg.batch, device)
+    if exact is not None:
+        again = to_uint8(torch.from_numpy(exact)).numpy()
+        back = net.features(again, cfg.batch, f"reconstructions of {name}")
+    if not dist.first():
+        return  # the features take longest, the rest is one process's
     protocol = {"n": n, "n_reference": len(reference), "reference": f"train, {len(reference):,} images"}
     protocol |= {"n_test": len(unseen), "n_manifold": measures.sides(drawn[name], reference), "seeds": seeds}
     protocol |= {"extractor": net.name, "kid_subsets": cfg.kid_subsets, "kid_subset_size": cfg.kid_subset_size}
@@ -42,25 +54,21 @@ def main(name: str) -> None:
     base = {card["base"]["family"]: card["base"]["config"]} if "base" in card else {}  # trained before, and part of it
     rows: dict[str, dict[str, Any]] = {}
     for row, how in ways.items():
-        features = net.features(drawn[row], cfg.batch, row)
-        rows[row] = measures.against_train(drawn[row], features, reference, colours, net.keys, cfg, seed)
-        rows[row] |= measures.against_test(features, reference, unseen, net.keys, cfg, seed)
-        others = family.stems(row, seeds)[1:]
-        again = (net.features(np.load(f"samples/{name}/{stem}.npy"), cfg.batch, stem) for stem in others)
-        rows[row] |= measures.over_seeds(rows[row], again, reference, net.keys, cfg, seed)
+        rows[row] = measures.against_train(drawn[row], features[row], reference, colours, net.keys, cfg, seed)
+        rows[row] |= measures.against_test(features[row], reference, unseen, net.keys, cfg, seed)
+        further = [features[stem] for stem in stems[row][1:]]
+        rows[row] |= measures.over_seeds(rows[row], further, reference, net.keys, cfg, seed)
         told = {key: value for key, value in dataclasses.asdict(how).items() if key != "also"}
         rows[row] |= {"protocol": protocol, "config": base | {name: card["config"], f"sample.{name}": told}}
-        files.write_npy(Path(f"features/{name}/{row}.npy"), features)
+        files.write_npy(Path(f"features/{name}/{row}.npy"), features[row])
         if row == name:
-            shown = {"neighbours": neighbours(drawn[row], features, reference)}
+            shown = {"neighbours": neighbours(drawn[row], features[row], reference)}
 
     rows[name] |= likelihood.evaluate(model, test, cfg.batch, device, seed, bits)
     with torch.no_grad():
         rows[name] |= model.monitor(torch.from_numpy(test).to(device))
     own = protocol | {"test_images": len(test), "bpd_images": min(bits.images, len(test))}
-    if (exact := reconstruction.reconstruct(model, test, cfg.batch, device)) is not None:
-        again = to_uint8(torch.from_numpy(exact)).numpy()
-        back = net.features(again, cfg.batch, f"reconstructions of {name}")
+    if exact is not None:
         rows[name] |= reconstruction.evaluate(test, exact)
         rows[name] |= {f"recon_{net.keys[0]}": distances.frechet(back, reference)}
         shown |= codes.pictures(model, test, again, cfg.batch, device)
@@ -85,4 +93,4 @@ def neighbours(drawn: np.ndarray, features: np.ndarray, reference: np.ndarray) -
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(f"usage: python -m stages.fid {'|'.join(config.family_names())}")
-    run(main, sys.argv[1])
+    processes.run(main, sys.argv[1])

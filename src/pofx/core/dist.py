@@ -151,7 +151,7 @@ def wrapped(model: nn.Module) -> nn.Module:
     """What to call in place of the model: averages gradients over processes, while the backward pass still runs."""
     if world() == 1:
         return model
-    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 def silent(model: nn.Module, last: bool) -> AbstractContextManager:
