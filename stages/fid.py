@@ -93,4 +93,4 @@ def neighbours(drawn: np.ndarray, features: np.ndarray, reference: np.ndarray) -
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(f"usage: python -m stages.fid {'|'.join(config.family_names())}")
-    processes.run(main, sys.argv[1])
+    processes.run(main, sys.argv[1], memory="lower fid.batch")

@@ -22,12 +22,9 @@ from pofx.core.errors import UserError
 GRACE = 2.0  # seconds for the others to end by themselves once a process has failed, and then upon SIGTERM
 
 
-def run(main: Callable[..., None], *args) -> None:
+def run(main: Callable[..., None], *args, **how) -> None:
     """As stages.run, in as many processes as the environment asks for."""
-    if "RANK" in os.environ:
-        stages.run(_joined, main, *args)
-    else:
-        stages.run(_launched, main, *args)
+    stages.run(_joined if "RANK" in os.environ else _launched, main, *args, **how)
 
 
 def _joined(main: Callable[..., None], *args) -> None:

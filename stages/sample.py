@@ -74,4 +74,4 @@ def draw(
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(f"usage: python -m stages.sample {'|'.join(config.family_names())}")
-    processes.run(main, sys.argv[1])
+    processes.run(main, sys.argv[1], memory=f"lower sample.{sys.argv[1]}.batch")

@@ -42,10 +42,16 @@ def main(name: str, minutes: float | None) -> None:
     noted = model.prepare(images)
     code, content = state.code_hash(), files.digest(data)
     base = files.digest(Path(f"models/{model.needs}/model.safetensors")) if model.needs else None
-    harmless = {"save_seconds", "preview_rows"}  # when to save or to show decides no weight
+    harmless = {"save_seconds", "memory_mib", "preview_rows"}  # these decide no weight
     setting = dataclasses.asdict(cfg)
     setting["train"] = {k: v for k, v in setting["train"].items() if k not in harmless}
     draw = config.untracked(f"sample.{name}", module.Sample)  # for previews alone, of which a change reruns nothing
+
+    def bounded() -> bool:
+        if 0 < train.memory_mib < (peak := machine.peak_mib(device)):
+            bound = f"{name}.train.memory_mib = {train.memory_mib:,}"
+            raise UserError(f"training took {peak:,.0f} MiB, more than {bound}: {less_memory(name)}")
+        return stop()
 
     with state.Slot(
         RUNS, f"train_{name}", [setting, seed, code, content, base], fresh=os.environ.get("FRESH") == "1"
@@ -56,7 +62,7 @@ def main(name: str, minutes: float | None) -> None:
             files.write_npy(slot.folder / f"{seen:012d}.npy", drawn.cpu().numpy())
 
         try:
-            curve, seconds, events = loop.train(model, pool, train, seed, slot, stop, preview)
+            curve, seconds, events = loop.train(model, pool, train, seed, slot, bounded, preview)
         except loop.Stopped as stopped:
             print(f"{stopped}: the same command goes on from there", file=sys.stderr)
             sys.exit(*dist.most(stop.code))
@@ -82,8 +88,12 @@ def main(name: str, minutes: float | None) -> None:
     files.write_json(
         Path(f"metrics/time/train_{name}.json"),
         {"train_seconds": {name: round(seconds, 1)}, "train_images_per_second": {name: round(seen / seconds, 1)},
-         "device": {name: machine.name(device)}},
+         "train_peak_mib": {name: round(machine.peak_mib(device))}, "device": {name: machine.name(device)}},
     )  # fmt: skip
+
+
+def less_memory(name: str) -> str:
+    return f"raise {name}.train.accumulate, or lower {name}.train.batch"
 
 
 if __name__ == "__main__":
@@ -91,4 +101,4 @@ if __name__ == "__main__":
     parser.add_argument("family", choices=config.family_names())
     parser.add_argument("--minutes", type=float)
     arguments = parser.parse_args()
-    processes.run(main, arguments.family, arguments.minutes)
+    processes.run(main, arguments.family, arguments.minutes, memory=less_memory(arguments.family))

@@ -45,6 +45,7 @@ class Train:
     compile: bool
     rows: int  # of the curve, the number of host syncs of the run
     save_seconds: float  # between saves of the resumable state
+    memory_mib: int  # a process may take, 0: as much as there is
     preview_rows: int  # a sample grid every so many rows of the curve; 0: none
     validation: int  # last training images, kept out of training to see how well others are known; 0: none
     patience: int  # rows of the curve without a smaller loss on them, after which training ends; 0: the whole budget
@@ -58,7 +59,7 @@ class Train:
             raise ValueError(f"accumulate = {self.accumulate} should divide the batch ({self.batch})")
         if self.images < self.batch:
             raise ValueError(f"images = {self.images} should be at least one batch ({self.batch})")
-        for key in ("validation", "patience", "rollbacks"):
+        for key in ("validation", "patience", "rollbacks", "memory_mib"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key} = {getattr(self, key)} should not be below 0")
         if self.patience and not self.validation:

@@ -2,7 +2,9 @@
 
 import os
 import platform
+import resource
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -43,6 +45,13 @@ def _name(device: torch.device) -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     return f"{cpu or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def peak_mib(device: torch.device) -> float:
+    """The most memory that this process has held so far, in MiB: of the GPU, by PyTorch's allocator; else all of it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 class StopRequest:
