@@ -216,6 +216,43 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         sample.machine.device()
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: torch.empty(1 << 60, dtype=torch.uint8),
+        lambda: np.empty(1 << 60, np.uint8),
+        lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore")),
+    ],
+)
+def test_without_memory_a_stage_says_what_to_lower(ask):
+    with pytest.raises(SystemExit) as ended:
+        processes.run(ask, memory=stage.less_memory("ddpm"))
+    says = r"error: out of memory \(.+\): raise ddpm\.train\.accumulate, or lower ddpm\.train\.batch"
+    assert re.fullmatch(says, str(ended.value))
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory():
+    with pytest.raises(RuntimeError, match="another"):
+        processes.run(lambda: (_ for _ in ()).throw(RuntimeError("another")))
+
+
+def test_more_memory_than_the_bound_ends_a_training(tmp_path, monkeypatch):
+    """At its first step; and the bound is no part of what a state belongs to."""
+    files.write_npy(tmp_path / "data/train.npy", generate(64, seed=7)[0])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stage, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(stage.machine, "StopRequest", lambda minutes: lambda: pytest.fail("a step more"))
+    for bound in (1, 2):
+        words = ["scale=laptop", *TINY, f"edm.train.memory_mib={bound}"]
+        (tmp_path / "params.yaml").write_text(compose.text(words))
+        config.params.cache_clear()
+        says = rf"training took [0-9,]+ MiB, more than edm\.train\.memory_mib = {bound}: raise edm\.train\.accumulate"
+        with pytest.raises(UserError, match=says):
+            stage.main("edm", None)
+    config.params.cache_clear()
+    assert len(list(tmp_path.glob("runs/train_edm/*"))) == 1
+
+
 def test_training_draws_its_random_numbers_by_image():
     """torch's own would be the same ones for the rows of every process."""
     allowed = {"codebook.py": 3, "ebm.py": 4, "perceptual.py": 1, "refinenet.py": 1, "unet.py": 1}
