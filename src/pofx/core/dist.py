@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 WAIT = timedelta(hours=2)  # for each other, while the first writes a state or draws a preview
 
-_sharing = False
+_parts, _rank = 1, 0  # plain numbers: what asks for them may be compiled
 
 
 def rank() -> int:
@@ -67,22 +67,22 @@ def in_turn() -> Iterator[None]:
 @contextmanager
 def sharing() -> Iterator[None]:
     """Within the block a batch belongs to all processes, and each computes its rows of it."""
-    global _sharing
-    _sharing = True
+    global _parts, _rank
+    _parts, _rank = world(), rank()
     try:
         yield
     finally:
-        _sharing = False
+        _parts = 1
 
 
 def parts() -> int:
     """How many processes share a batch at this moment; 1 outside `sharing`."""
-    return world() if _sharing else 1
+    return _parts
 
 
 def rows(x: Tensor, dim: int = 0) -> Tensor:
     """This process's rows of what belongs to the whole batch, along `dim`."""
-    return x if parts() == 1 else x.chunk(world(), dim)[rank()]
+    return x if parts() == 1 else x.chunk(parts(), dim)[_rank]
 
 
 def gather(x: Tensor) -> Tensor:
