@@ -8,7 +8,7 @@ unexport PYTHONPATH PYTHONHOME
 # uv does not read pip's settings: hand over where local wheels lie, if anywhere.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: setup repro test browser lint bench lock clean
+.PHONY: setup repro repro-parallel test browser lint bench lock clean
 
 setup: $(BIN)/.installed
 
@@ -26,6 +26,11 @@ repro: setup
 	$(BIN)/dvc repro report
 	@# the report stage prints the table; where there was nothing to do, print it here
 	@test report/index.html -nt $(BIN)/.began || $(BIN)/python -m stages.report --table
+
+# Several families at the same time: GPUS=0,1 gives each a GPU, WORKERS=2 a share of the CPU's cores.
+repro-parallel: setup
+	$(BIN)/python -m tools.compose --check
+	$(BIN)/python -m tools.parallel $(if $(GPUS),--gpus $(GPUS)) $(if $(WORKERS),--workers $(WORKERS))
 
 test: setup
 	$(BIN)/python -m pytest

@@ -18,14 +18,21 @@ sys.path.insert(0, str(ROOT / "src"))
 from pofx.core.errors import UserError
 
 
-def run(main: Callable[..., None], *args) -> None:
-    """Call a stage's main; an error that the user can mend is one line on stderr and exit code 1."""
+def run(main: Callable[..., None], *args, memory: str = "free some") -> None:
+    """Call a stage's main; an error that the user can mend is one line on stderr and exit code 1.
+
+    `memory` says what to do where there is not enough of it.
+    """
     try:
         main(*args)
     except UserError as error:
         sys.exit(f"error: {error}")
     except FileNotFoundError as error:
         sys.exit(f"error: {error.filename or error} is missing: `dvc repro` makes what a stage needs")
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        sys.exit(f"error: out of memory ({str(error).strip().splitlines()[0]}): {memory}")
     except KeyboardInterrupt:
         print("interrupted: run the same command again", file=sys.stderr)
         sys.exit(130)
@@ -35,3 +42,10 @@ def run(main: Callable[..., None], *args) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         sys.exit(f"error: no space left for {error.filename or 'the output'}: free some and run the same command again")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """NumPy and Python raise MemoryError, PyTorch an error of its own on a GPU and a plain one on a CPU. By name: most
+    stages do without PyTorch."""
+    names = {"MemoryError", "OutOfMemoryError"}
+    return bool(names & {kind.__name__ for kind in type(error).__mro__}) or "DefaultCPUAllocator" in str(error)

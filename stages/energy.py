@@ -77,4 +77,4 @@ def main(name: str) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(f"usage: python -m stages.energy {'|'.join(config.family_names())}")
-    run(main, sys.argv[1])
+    run(main, sys.argv[1], memory=f"lower sample.{sys.argv[1]}.batch or fid.batch")

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from stages import RUNS, run
-from pofx.core import config, family, files, machine
+from stages import RUNS, processes
+from pofx.core import config, dist, family, files, machine
 from pofx.core.images import save_grid
 from pofx.core.rng import fold
 from pofx.eval import codes, colour, cost, distances, extractor, likelihood, measures, probe, trained
@@ -35,25 +35,31 @@ def main(name: str) -> None:
     distances.check_subset(cfg.kid_subset_size, n, len(reference))
 
     net = extractor.build(cfg, RUNS / "weights", RUNS.parent, device)
+    stems = {row: family.stems(row, seeds) for row in ways}
+    features = {
+        stem: net.features(np.load(f"samples/{name}/{stem}.npy"), cfg.batch, stem)
+        for row in ways
+        for stem in stems[row]
+    }
+    back = trained.returned(model, every[:n], net, cfg.batch)
+    if not dist.first():
+        return  # the features take longest, the rest is one process's
     card = files.read_json(Path(f"models/{name}/model.json"))
     base = {card["base"]["family"]: card["base"]["config"]} if "base" in card else {}  # trained before, and part of it
     rows: dict[str, dict[str, Any]] = {}
     for row, how in ways.items():
-        features = net.features(drawn[row], cfg.batch, row)
-        rows[row] = measures.against_train(drawn[row], features, reference, colours, net.keys, cfg, seed)
-        rows[row] |= measures.against_test(features, reference, unseen, net.keys, cfg, seed)
-        others = family.stems(row, seeds)[1:]
-        again = (net.features(np.load(f"samples/{name}/{stem}.npy"), cfg.batch, stem) for stem in others)
-        rows[row] |= measures.over_seeds(rows[row], again, reference, net.keys, cfg, seed)
+        rows[row] = measures.against_train(drawn[row], features[row], reference, colours, net.keys, cfg, seed)
+        rows[row] |= measures.against_test(features[row], reference, unseen, net.keys, cfg, seed)
+        further = [features[stem] for stem in stems[row][1:]]
+        rows[row] |= measures.over_seeds(rows[row], further, reference, net.keys, cfg, seed)
         rows[row] |= cost.gflop(model, how, device)
         told = {key: value for key, value in dataclasses.asdict(how).items() if key != "also"}
-        protocol = measures.protocol(features, reference, unseen, net, cfg, seeds)
+        protocol = measures.protocol(features[row], reference, unseen, net, cfg, seeds)
         rows[row] |= {"protocol": protocol, "config": base | {name: card["config"], f"sample.{name}": told}}
-        files.write_npy(Path(f"features/{name}/{row}.npy"), features)
+        files.write_npy(Path(f"features/{name}/{row}.npy"), features[row])
         if row == name:
-            shown = {"neighbours": neighbours(drawn[row], features, reference, train)}
+            shown = {"neighbours": neighbours(drawn[row], features[row], reference, train)}
 
-    back = trained.returned(model, every[:n], net, cfg.batch)
     found, told, pictures = trained.evaluate(model, every[:n], back, net, reference, bits, cfg.batch, seed)
     with np.load("data/labels.npz") as labels:
         given = (train, every), dict(labels), config.section("probe", probe.Probe), cfg.batch, device, seed
@@ -76,4 +82,4 @@ def neighbours(drawn: np.ndarray, features: np.ndarray, reference: np.ndarray, t
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(f"usage: python -m stages.fid {'|'.join(config.family_names())}")
-    run(main, sys.argv[1])
+    processes.run(main, sys.argv[1], memory="lower fid.batch")

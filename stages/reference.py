@@ -70,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, memory="lower fid.batch")

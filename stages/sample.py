@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from stages import run
-from pofx.core import config, family, files, machine
+from stages import processes
+from pofx.core import config, dist, family, files, machine
 from pofx.core.errors import UserError
 from pofx.core.images import save_grid, to_uint8
 from pofx.core.progress import Bar
 from pofx.core.rng import BLOCK, Noise, fold
+
+SHAPE = (3, 32, 32)
 
 
 def main(name: str) -> None:
@@ -35,6 +37,8 @@ def main(name: str) -> None:
             noise = fold(seed, "sample", name, *[k][:k])  # the first draw is the same, however many follow
             images, taken, nfe[row] = draw(model, stem, how, n, noise, device)
             seconds[row] += taken / seeds
+            if not dist.first():
+                continue
             files.write_npy(Path(f"samples/{name}/{stem}.npy"), images)
             save_grid(images[:80], Path(f"plots/samples/{name}/{stem}.png"), columns=16)
     cost = {
@@ -42,7 +46,8 @@ def main(name: str) -> None:
         "nfe": nfe,
         "sample_peak_mib": {name: round(machine.peak_mib(device), 1)},
     }
-    files.write_json(Path(f"metrics/time/sample_{name}.json"), cost)
+    if dist.first():
+        files.write_json(Path(f"metrics/time/sample_{name}.json"), cost)
 
 
 def draw(
@@ -50,24 +55,28 @@ def draw(
 ) -> tuple[UInt8[np.ndarray, "n 3 h w"], float, float]:
     """n images, the seconds for 1,000 of them, and the evaluations of the network for a batch.
 
+    Several processes draw every so many batches each, the same images as one would; their seconds are added up.
+
     Raises:
         UserError: an image is not finite.
     """
     half = model.cfg.train.precision == "bf16"  # the network alone: samplers keep images in fp32
-    drawn = []
+    drawn, mine = np.zeros((n, *SHAPE), np.uint8), range(0, n, cfg.batch)[dist.rank() :: dist.world()]
     began = time.monotonic()
     with torch.no_grad(), family.counted(model.net, *model.guides()) as calls:
-        for start in Bar(range(0, n, cfg.batch), desc=f"sample {row}", unit="batch"):
+        for start in Bar(mine, desc=f"sample {row}", unit="batch"):
             noise = Noise(seed, start, min(n, start + cfg.batch), device)
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 images = model.sample(noise, cfg)
             if not images.isfinite().all():
                 raise UserError(f"{row} drew values that are not finite: train it longer, or change how it draws")
-            drawn.append(to_uint8(images).cpu().numpy())
-    return np.concatenate(drawn), 1000 * (time.monotonic() - began) / n, calls[0] / len(drawn)
+            drawn[start : start + len(noise)] = to_uint8(images).cpu().numpy()
+        drawn = dist.assembled(drawn)
+    seconds = (time.monotonic() - began) * dist.world()
+    return drawn, 1000 * seconds / n, calls[0] / max(1, len(mine))
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(f"usage: python -m stages.sample {'|'.join(config.family_names())}")
-    run(main, sys.argv[1])
+    processes.run(main, sys.argv[1], memory=f"lower sample.{sys.argv[1]}.batch")

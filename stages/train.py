@@ -1,7 +1,8 @@
 """Train one family: data/train.npy -> models/<family>/, its curve, its cost.
 
 The run's state is kept in runs/: a killed run goes on where it stopped when the same command is given again, FRESH=1
-starts over. With --minutes the run saves and exits 75 when its time is up, and writes no output.
+starts over. With --minutes the run saves and exits 75 when its time is up, and writes no output. NPROC=2 trains in two
+processes (see stages.processes).
 """
 
 import argparse
@@ -13,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages import ROOT, RUNS, run
-from pofx.core import config, family, files, loop, machine, provenance, state
+from stages import ROOT, RUNS, processes
+from pofx.core import config, dist, family, files, loop, machine, provenance, state
 from pofx.core.data import Pool
+from pofx.core.errors import UserError
 from pofx.core.images import save_grid, to_uint8
 from pofx.core.rng import Noise, fold
 
@@ -23,20 +25,33 @@ from pofx.core.rng import Noise, fold
 def main(name: str, minutes: float | None) -> None:
     module = family.module(name)
     cfg, seed = config.section(name, module.Config), config.value("seed", int)
+    if cfg.train.batch % (cfg.train.accumulate * dist.world()):
+        parts = f"{cfg.train.accumulate} x {dist.world()}"
+        raise UserError(
+            f"{name}.train.batch = {cfg.train.batch} should be a multiple of {parts} parts "
+            f"({name}.train.accumulate x processes): change one of them"
+        )
     train, device, stop = cfg.train, machine.device(), machine.StopRequest(minutes)
     torch.manual_seed(fold(seed, "init"))
     model = family.create(name, cfg, Path("models")).to(device)
     data = Path("data/train.npy")
     images = torch.from_numpy(np.load(data)).to(device)
     pool = Pool(images, train.batch, seed, train.flip, train.validation)
-    model.fetch(RUNS / "weights", RUNS.parent)
+    with dist.in_turn():
+        model.fetch(RUNS / "weights", RUNS.parent)
     noted = model.prepare(images)
     code, content = state.code_hash(), files.digest(data)
     base = files.digest(Path(f"models/{model.needs}/model.safetensors")) if model.needs else None
-    harmless = {"save_seconds", "preview_rows"}  # when to save or to show decides no weight
+    harmless = {"save_seconds", "memory_mib", "preview_rows"}  # these decide no weight
     setting = dataclasses.asdict(cfg)
     setting["train"] = {k: v for k, v in setting["train"].items() if k not in harmless}
     draw = config.untracked(f"sample.{name}", module.Sample)  # for previews alone, of which a change reruns nothing
+
+    def bounded() -> bool:
+        if 0 < train.memory_mib < (peak := machine.peak_mib(device)):
+            bound = f"{name}.train.memory_mib = {train.memory_mib:,}"
+            raise UserError(f"training took {peak:,.0f} MiB, more than {bound}: {less_memory(name)}")
+        return stop()
 
     with state.Slot(
         RUNS, f"train_{name}", [setting, seed, code, content, base], fresh=os.environ.get("FRESH") == "1"
@@ -47,10 +62,12 @@ def main(name: str, minutes: float | None) -> None:
             files.write_npy(slot.folder / f"{seen:012d}.npy", drawn.cpu().numpy())
 
         try:
-            curve, seconds, events = loop.train(model, pool, train, seed, slot, stop, preview)
+            curve, seconds, events = loop.train(model, pool, train, seed, slot, bounded, preview)
         except loop.Stopped as stopped:
             print(f"{stopped}: the same command goes on from there", file=sys.stderr)
-            sys.exit(stop.code)
+            sys.exit(*dist.most(stop.code))
+        if not dist.first():
+            return
         seen = curve[-1]["images"]
         with torch.no_grad():
             torch.manual_seed(fold(seed, "finish"))
@@ -76,9 +93,13 @@ def main(name: str, minutes: float | None) -> None:
     )  # fmt: skip
 
 
+def less_memory(name: str) -> str:
+    return f"raise {name}.train.accumulate, or lower {name}.train.batch"
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("family", choices=config.family_names())
     parser.add_argument("--minutes", type=float)
     arguments = parser.parse_args()
-    run(main, arguments.family, arguments.minutes)
+    processes.run(main, arguments.family, arguments.minutes, memory=less_memory(arguments.family))

@@ -53,6 +53,7 @@ def small(name: str, *words: str, **train):
         "rows": 4,
         "warmup": 0,
         "save_seconds": 0.0,
+        "memory_mib": 0,
         "preview_rows": 0,
         "validation": 0,
         "patience": 0,

@@ -133,6 +133,7 @@ def test_accumulated_gradients_are_those_of_the_big_batch(sprites, tmp_path):
         ({"images": 3}, r"vae.train.images = 3 should be at least one batch \(8\)"),
         ({"patience": 2}, "vae.train.patience = 2 needs validation images"),
         ({"validation": -1}, "vae.train.validation = -1 should not be below 0"),
+        ({"memory_mib": -1}, "vae.train.memory_mib = -1 should not be below 0"),
         ({"rollbacks": -1}, "vae.train.rollbacks = -1 should not be below 0"),
         ({"betas": [0.9, 1.0]}, r"vae.train.betas = \[0.9, 1.0\] should lie in \[0, 1\)"),
         ({"betas": [0.9]}, r"vae.train.betas = \[0.9\] should have 2 entries"),

@@ -40,8 +40,9 @@ class Family(nn.Module, abc.ABC):
     """A generative model of images in [-1, 1].
 
     State that must survive a restart is a parameter or a persistent buffer; what the config determines is a
-    non-persistent buffer. A family touches no files (but in `fetch`), devices or autocast, and changes its buffers only
-    in train mode and in `finish`.
+    non-persistent buffer. Several processes may share a batch: random numbers of its images come from pofx.core.rng,
+    and statistics of it go through pofx.core.dist. A family touches no files (but in `fetch`), devices or autocast, and
+    changes its buffers only in train mode and in `finish`.
     """
 
     cfg: Any  # the Config it was built from

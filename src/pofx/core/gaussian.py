@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from pofx.core import rng
+
 BIN = 2 / 255  # width of one grey level, with images in [-1, 1]
 LOG_SIGMA_FLOOR = -6.0
 
 
 def dequantised(x: Float[Tensor, "b *shape"]) -> Float[Tensor, "b *shape"]:
     """The density of a grey level is spread evenly over its bin."""
-    return x + (torch.rand_like(x) - 0.5) * BIN
+    return x + (rng.rand_like(x) - 0.5) * BIN
 
 
 def log_prob(x: Float[Tensor, "b *shape"], mean: Float[Tensor, "b *shape"], log_sigma: Tensor) -> Float[Tensor, " b"]:

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from pofx.core import dist
 from pofx.core.best import Best
 from pofx.core.data import Pool
 from pofx.core.ema import Ema
@@ -29,7 +30,7 @@ class Train:
     """How to train; durations are counted in images, so that they survive a change of batch size."""
 
     images: int  # budget
-    batch: int  # images of an optimiser step
+    batch: int  # images of an optimiser step, of all processes together
     accumulate: int  # parts that a batch is split into, one after the other: less memory, the same gradient
     lr: float
     warmup: int  # images of linear ramp
@@ -44,6 +45,7 @@ class Train:
     compile: bool
     rows: int  # of the curve, the number of host syncs of the run
     save_seconds: float  # between saves of the resumable state
+    memory_mib: int  # a process may take, 0: as much as there is
     preview_rows: int  # a sample grid every so many rows of the curve; 0: none
     validation: int  # last training images, kept out of training to see how well others are known; 0: none
     patience: int  # rows of the curve without a smaller loss on them, after which training ends; 0: the whole budget
@@ -57,7 +59,7 @@ class Train:
             raise ValueError(f"accumulate = {self.accumulate} should divide the batch ({self.batch})")
         if self.images < self.batch:
             raise ValueError(f"images = {self.images} should be at least one batch ({self.batch})")
-        for key in ("validation", "patience", "rollbacks"):
+        for key in ("validation", "patience", "rollbacks", "memory_mib"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key} = {getattr(self, key)} should not be below 0")
         if self.patience and not self.validation:
@@ -92,6 +94,9 @@ def train(
     """Train `model` in place and leave it with its averaged weights: the last ones or, where the pool holds images out,
     those of the row of the curve that knew these best (of the rows since a guide was kept, if the model keeps one).
 
+    Where several processes train (pofx.core.dist), each computes its rows of every part of a batch, and all come to the
+    same weights; the first alone saves, previews and speaks.
+
     Args:
         pool: batches as a function of the step, on the model's device, and the images held out.
         seed: of everything random in training.
@@ -114,6 +119,7 @@ def train(
         model.to(memory_format=torch.channels_last)
     params = [p for p in model.parameters() if p.requires_grad]
     opt = torch.optim.Adam(params, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True)
+    wrapped = dist.wrapped(model)
     ema, best = Ema(model, cfg.ema_half_life), Best(cfg.patience)
     parts = {"model": model, "opt": opt, "ema": ema, "best": best}
     guards = Guards(model, parts, cfg.rollbacks)
@@ -145,10 +151,11 @@ def train(
             seen = step * cfg.batch
             for group in opt.param_groups:
                 group["lr"] = lr = lr_at(cfg, seen) * guards.factor
-            for part in pool(step).chunk(cfg.accumulate):
-                with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
-                    terms = model(part)
-                (terms["loss"].mean() / cfg.accumulate).backward()
+            for i, part in enumerate(pool(step).chunk(cfg.accumulate)):
+                with dist.sharing(), dist.silent(wrapped, last=i == cfg.accumulate - 1):
+                    with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+                        terms = wrapped(dist.rows(part))
+                    (terms["loss"].mean() / cfg.accumulate).backward()
                 for key, value in terms.items():  # on the device: no sync before a row or a save
                     _add(sums, key, value.detach().float().mean() / cfg.accumulate)
             norm = clip_grad_norm_(params, cfg.clip)
@@ -162,9 +169,10 @@ def train(
 
             _add(sums, "grad_norm", norm)
             bar.update(cfg.batch)
-            last, stopping = step == steps, stop()
+            last = step == steps
             full = last or step % every == 0
-            due = last or stopping or time.monotonic() - saved > cfg.save_seconds
+            stopping, late = dist.most(stop(), time.monotonic() - saved > cfg.save_seconds)
+            due = last or stopping or late
             if not (full or due):
                 continue
             means = _means(sums, 1 + (step - 1) % every)
@@ -201,11 +209,13 @@ def train(
                 save()
                 saved = time.monotonic()
             if stopping and not last:
+                dist.barrier()  # whoever ends first would have the others ended, the one that saves among them
                 raise Stopped(f"stopped at {seen:,} of {steps * cfg.batch:,} images, state saved in {slot.folder}")
             if full and not fault and cfg.preview_rows and len(curve) % cfg.preview_rows == 0:
                 with ema.swapped(), torch.no_grad():
                     model.eval()
-                    preview(seen)
+                    if dist.first():
+                        preview(seen)
                     model.train()
     seconds += time.monotonic() - began
     if best.weights is None:
@@ -224,7 +234,7 @@ def _validate(model: Family, images: UInt8[Tensor, "n 3 h w"], cfg: Train, seed:
     with torch.autocast(images.device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
         parts = [model.validate(to_model(part)).double() for part in images.split(cfg.batch)]
     model.train()
-    return torch.cat(parts).mean().item()
+    return dist.average(torch.cat(parts).mean()).item()
 
 
 def _add(sums: dict[str, Any], key: str, value: Tensor) -> None:
@@ -232,4 +242,5 @@ def _add(sums: dict[str, Any], key: str, value: Tensor) -> None:
 
 
 def _means(sums: dict[str, Any], steps: int) -> dict[str, float]:
-    return dict(zip(sums, (torch.stack(list(sums.values())) / steps).tolist(), strict=True))
+    means = dist.average(torch.stack(list(sums.values())) / steps)
+    return dict(zip(sums, means.tolist(), strict=True))

@@ -1,5 +1,6 @@
 """The machine a run is on: which device, how it is set up, what it is called; and when it is asked to stop."""
 
+import os
 import platform
 import resource
 import signal
@@ -9,19 +10,35 @@ from pathlib import Path
 
 import torch
 
+from pofx.core import dist
+from pofx.core.errors import UserError
+
 
 def device() -> torch.device:
-    """The device to compute on, set up for speed: the first GPU if there is one."""
+    """The device to compute on, set up for speed: the first GPU if there is one; of several processes each has its own.
+
+    Raises:
+        UserError: there are fewer GPUs than processes.
+    """
     if torch.cuda.is_available():
+        local, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if (wanted := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > count:
+            raise UserError(f"{wanted} processes want a GPU each and there are {count}: lower NPROC")
+        torch.cuda.set_device(local)
         torch.set_float32_matmul_precision("high")  # TF32 for what is not bf16
         torch.backends.cudnn.benchmark = True  # shapes are fixed
-        return torch.device("cuda")
+        return torch.device("cuda", local)
     torch.set_flush_denormal(True)  # tiny activations would otherwise take the CPU's slow path
     return torch.device("cpu")
 
 
 def name(device: torch.device) -> str:
-    """What to print beside a timing: the GPU's name, or the processor's and the number of threads."""
+    """What to print beside a timing: the GPU's name, or the processor's and the number of threads; and of processes."""
+    times = f"{dist.world()} processes, each on " if dist.world() > 1 else ""
+    return times + _name(device)
+
+
+def _name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
@@ -45,7 +62,8 @@ def peak_mib(device: torch.device) -> float:
 
 
 class StopRequest:
-    """True once SIGTERM or Ctrl-C arrived or the minutes are over. A second Ctrl-C ends the process at once.
+    """True once SIGTERM or Ctrl-C arrived, the minutes are over, or the launcher of several processes is gone. A second
+    Ctrl-C ends the process at once.
 
     Attributes:
         code: the exit code that says why: 75 (try again) for the time limit, 128 + the signal's number.
@@ -53,6 +71,7 @@ class StopRequest:
 
     def __init__(self, minutes: float | None = None):
         self.code = 0
+        self._parent = os.getppid() if dist.world() > 1 else None  # alone, a run may outlive its shell
         self._deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
@@ -60,6 +79,8 @@ class StopRequest:
     def __call__(self) -> bool:
         if time.monotonic() > self._deadline:
             self.code = 75
+        if self._parent is not None and os.getppid() != self._parent:
+            self.code = 128 + signal.SIGTERM
         return self.code != 0
 
     def _on_signal(self, number: int, frame) -> None:

@@ -1,10 +1,16 @@
 """Randomness as a function of (seed, step) in training, of (seed, image index) in sampling: no hidden state to save."""
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from pofx.core import dist
 
 BLOCK = 64  # images that share one random stream
 
@@ -12,6 +18,54 @@ BLOCK = 64  # images that share one random stream
 def fold(*numbers: int | str) -> int:
     """One 63-bit seed from any number of integers and names, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def batch(draw: Callable[..., Tensor], *shape: int, dim: int = 0, **like: Any) -> Tensor:
+    """Random numbers of a training step: `draw(shape)`, such as torch.randn, by the global generator.
+
+    Where several processes share a batch, all draw the numbers of all its images and take their own, so that an image
+    is given the same ones whatever the number of processes. `dim` is the dimension of the images.
+    """
+    shape = (*shape[:dim], shape[dim] * dist.parts(), *shape[dim + 1 :])
+    return dist.rows(draw(shape, **like), dim)
+
+
+def randint(high: int, n: int, **like: Any) -> Int64[Tensor, " n"]:
+    """n whole numbers below `high`, by `batch`."""
+    return batch(partial(torch.randint, high), n, **like)
+
+
+def randn_like(x: Tensor) -> Tensor:
+    """As torch.randn_like, by `batch`."""
+    return dist.rows(torch.randn_like(_whole(x)))
+
+
+def rand_like(x: Tensor) -> Tensor:
+    """As torch.rand_like, by `batch`."""
+    return dist.rows(torch.rand_like(_whole(x)))
+
+
+def dropout(x: Tensor, share: float, training: bool) -> Tensor:
+    """As F.dropout, by `batch`."""
+    if not (training and share) or dist.parts() == 1:
+        return F.dropout(x, share, training)
+    return x * dist.rows(torch.empty_like(_whole(x)).bernoulli_(1 - share).div_(1 - share))
+
+
+class Dropout(nn.Dropout):
+    """As nn.Dropout, by `batch`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p, self.training)
+
+
+def _whole(x: Tensor) -> Tensor:
+    """An empty tensor for the whole batch of which x are rows, laid out in memory as x is."""
+    return (
+        x
+        if dist.parts() == 1
+        else torch.empty_strided((len(x) * dist.parts(), *x.shape[1:]), x.stride(), dtype=x.dtype, device=x.device)
+    )
 
 
 class Noise:

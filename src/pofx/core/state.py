@@ -2,7 +2,8 @@
 
 DVC deletes a stage's outputs before it runs it, so the state lives in `runs/<stage>/<key>/`, where key is a hash of all
 that the result depends on: parameters, code, input data. An interrupted run with the same key goes on where it stopped;
-a change of any of them is another key, and a fresh start. One process at a time holds a slot.
+a change of any of them is another key, and a fresh start. One run at a time holds a slot; of the processes of a run the
+first holds it and saves for all, and how many there are is no part of the key.
 """
 
 import fcntl
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+from pofx.core import dist
 from pofx.core.errors import UserError
 from pofx.core.files import atomic
 
@@ -51,6 +53,11 @@ class Slot:
         self.folder = Path(root) / stage / key
         self.path = self.folder / "state.pt"
         self.folder.mkdir(parents=True, exist_ok=True)
+        if dist.first():
+            self._hold(fresh)
+        dist.barrier()
+
+    def _hold(self, fresh: bool) -> None:
         self._lock = open(self.folder / "lock", "a+")  # noqa: SIM115  (held until close)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,7 +78,8 @@ class Slot:
         return self
 
     def __exit__(self, *_) -> None:
-        self._lock.close()
+        if dist.first():
+            self._lock.close()
 
     def load(self, device: torch.device | str) -> dict[str, Any] | None:
         """The state last saved, or None. It holds tensors and plain values only: nothing in it is executed."""
@@ -81,6 +89,8 @@ class Slot:
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the state; a crash or a full disk at any moment leaves the old one whole."""
+        if not dist.first():
+            return
         # By way of memory: PyTorch's own file writer hides the errno of a full disk.
         buffer = io.BytesIO()
         torch.save(state, buffer)

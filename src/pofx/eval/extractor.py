@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from pofx.core import dist
 from pofx.core.progress import Bar
 from pofx.core.weights import Weights, find
 from pofx.nn import lite0
@@ -51,25 +52,26 @@ class Extractor:
 
     @torch.no_grad()
     def features(self, images: UInt8[np.ndarray, "n 3 h w"], batch: int, label: str) -> Float[np.ndarray, "n d"]:
-        """Vectors of `images`, float32; `label` names the set on the progress bar.
+        """Vectors of `images`, float32; `label` names the set on the progress bar. Several processes compute every so
+        many batches each, and all get all vectors.
 
         Raises:
             ValueError: the images are not bytes. Floats that pass for bytes are the commonest cause of an absurd FID.
         """
         if images.dtype != np.uint8:
             raise ValueError(f"images are {images.dtype}, should be uint8 in 0..255")
-        out = np.empty((len(images), self.dim), np.float32)
+        out = np.zeros((len(images), self.dim), np.float32)
         # TF32 would change the fourth digit of a feature from one GPU to the next.
         with (
             torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
             Bar(total=len(images), desc=f"features {label}", unit="img") as bar,
         ):
-            for start in range(0, len(images), batch):
+            for start in range(0, len(images), batch)[dist.rank() :: dist.world()]:
                 part = torch.from_numpy(np.array(images[start : start + batch])).to(self.device)
                 part = part.to(memory_format=torch.channels_last)
                 out[start : start + len(part)] = self.net(part).cpu().numpy()
-                bar.update(len(part))
-        return out
+                bar.update(min(len(part) * dist.world(), bar.total - bar.n))
+        return dist.assembled(out)
 
 
 def build(cfg: Fid, cache: Path, base: Path, device: torch.device) -> Extractor:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pofx.core import noise as schedule
+from pofx.core import rng
 from pofx.core.family import Terms
 from pofx.core.guidance import Denoiser
 from pofx.core.loop import Train
@@ -50,9 +51,9 @@ class Model(Denoiser):
         self.register_buffer("sigmas", rising, persistent=False)
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Terms:
-        t = torch.randint(len(self.sigmas), (len(x),), device=x.device)
+        t = rng.randint(len(self.sigmas), len(x), device=x.device)
         sigma = self.sigmas[t][:, None, None, None]
-        noisy = x + sigma * torch.randn_like(x)
+        noisy = x + sigma * rng.randn_like(x)
         target = schedule.from_denoised(self.cfg.prediction, x, noisy, sigma)
         return {"loss": (self.predict(noisy, t.float(), sigma) - target).square().flatten(1).mean(1)}
 

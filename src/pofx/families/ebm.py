@@ -33,6 +33,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.utils.parametrize import cached
 
+from pofx.core import dist, rng
 from pofx.core.errors import UserError
 from pofx.core.family import PROBED, Draw, Family, Terms, inside
 from pofx.core.images import to_model, to_uint8
@@ -148,14 +149,14 @@ class Model(Family):
             negative, first = self._langevin(start, cfg.chain - improved)
             if improved:
                 negative, extra = self._last_step(negative)
-            self.buffer[slots] = to_uint8(negative)
-        positive = x + cfg.data_noise * torch.randn_like(x)
+            self.buffer[slots] = dist.gather(to_uint8(negative))
+        positive = x + cfg.data_noise * rng.randn_like(x)
         # One pass: nothing in the network mixes images.
         e_pos, e_neg = self.net(torch.cat([positive, negative])).float().chunk(2)
-        size = e_pos.detach().abs().mean() + e_neg.detach().abs().mean()
+        size = dist.mean(e_pos.detach().abs() + e_neg.detach().abs())
         saturated, move = (negative.abs() == 1).float().mean(), (negative - start).abs().mean()
         fall = (first if first is not None else e_neg).detach() - e_neg.detach()
-        diversity = _spread(negative) / _spread(x)
+        diversity = _spread(dist.gather(negative)) / _spread(dist.gather(x))
         return {
             "loss": e_pos - e_neg + cfg.alpha * (e_pos.square() + e_neg.square()) + extra,
             "energy_data": e_pos,
@@ -165,25 +166,26 @@ class Model(Family):
             "chain_move": move,
             "chain_fall": fall,
             "alarm_energy": size > 2 * cfg.energy_limit,
-            "alarm_gap": self._outside((e_pos - e_neg).detach().mean()),
-            "warn_uphill": fall.mean() < 0,
+            "alarm_gap": self._outside(dist.mean((e_pos - e_neg).detach())),
+            "warn_uphill": dist.mean(fall) < 0,
             "warn_saturated": saturated > 0.2,
             "warn_alike": diversity < 0.3,
         }
 
     def _start(self, n: int, device: torch.device) -> tuple[Float[Tensor, "n 3 32 32"], Int64[Tensor, " n"]]:
-        """Where n chains start, and their places in the buffer: distinct, so that no two chains race for one."""
+        """Where n chains start, and the places of the whole batch's in the buffer: distinct, so that no two chains race
+        for one. Every process has the same buffer."""
         if self.training:
-            slots = torch.randperm(len(self.buffer), device=device)[:n]
+            slots = torch.randperm(len(self.buffer), device=device)[: n * dist.parts()]
         else:  # nothing is put back, and a batch may be larger than the buffer
             slots = torch.randint(len(self.buffer), (n,), device=device)
-        start = to_model(self.buffer[slots])
+        start = to_model(self.buffer[dist.rows(slots)])
         if self.cfg.augment and self.training:
             start = torch.where(_chance(self.cfg.augment, start), augmented(start), start)
-        return torch.where(_chance(self.cfg.fresh, start), 2 * torch.rand_like(start) - 1, start), slots
+        return torch.where(_chance(self.cfg.fresh, start), 2 * rng.rand_like(start) - 1, start), slots
 
     def _langevin(
-        self, x: Images, steps: int, draw=torch.randn_like, known: Known | None = None
+        self, x: Images, steps: int, draw=rng.randn_like, known: Known | None = None
     ) -> tuple[Images, Float[Tensor, " b"] | None]:
         """`steps` steps of x <- clamp(x - step_size * clip(dE/dx) + noise), without gradients of the weights.
 
@@ -210,7 +212,7 @@ class Model(Family):
             x = x.detach().requires_grad_(True)
             (slope,) = torch.autograd.grad(self.net(x).sum(), x, create_graph=True)
             moved = x.detach() - cfg.step_size * slope.clamp(-cfg.grad_clip, cfg.grad_clip)
-            moved = (moved + cfg.noise * torch.randn_like(x)).clamp(-1, 1)
+            moved = (moved + cfg.noise * rng.randn_like(x)).clamp(-1, 1)
         others = to_model(self.buffer[torch.randperm(len(self.buffer), device=x.device)[:NEIGHBOURS]])
         nearest = torch.cdist(moved.flatten(1), others.flatten(1)).amin(1)
         with self._still():
@@ -235,13 +237,13 @@ class Model(Family):
     def _approximate(self, x: Images) -> Terms:
         """Squared error of the denoised images: what the likelihood becomes where s is small, weighted as in EDM."""
         cfg = self.cfg
-        sigma = (cfg.log_mean + cfg.log_std * torch.randn(len(x), 1, 1, 1, device=x.device)).exp()
+        sigma = (cfg.log_mean + cfg.log_std * rng.batch(torch.randn, len(x), 1, 1, 1, device=x.device)).exp()
         sigma = sigma.clamp(cfg.sigma_min, cfg.sigma_max)
-        noisy = x + sigma * torch.randn_like(x)
+        noisy = x + sigma * rng.randn_like(x)
         energy, slope = _slope(lambda at: self._energy(at, sigma), noisy, graph=self.training)
         weight = (sigma**2 + cfg.sigma_data**2) / (sigma * cfg.sigma_data) ** 2
         loss = (weight * (noisy - sigma**2 * slope - x).square()).flatten(1).mean(1)
-        mean = loss.detach().mean()
+        mean = dist.mean(loss.detach())
         return {
             "loss": loss,
             "energy_data": energy,
@@ -251,15 +253,15 @@ class Model(Family):
 
     def _recover(self, x: Images) -> Terms:
         """The difference of energies at the data's x_i and at the end of chains that start at x_{i+1}."""
-        i = torch.randint(self.cfg.levels, (len(x),), device=x.device)
+        i = rng.randint(self.cfg.levels, len(x), device=x.device)
         sigma = self._level(i)
-        positive = x + sigma * torch.randn_like(x)
-        above = positive + (self._level(i + 1) ** 2 - sigma**2).sqrt() * torch.randn_like(x)
+        positive = x + sigma * rng.randn_like(x)
+        above = positive + (self._level(i + 1) ** 2 - sigma**2).sqrt() * rng.randn_like(x)
         with self._still():
             first, _ = _slope(lambda at: self._energy(at, sigma), above)
         negative = self._conditional(above, i, self.cfg.chain)
         e_pos, e_neg = self._energy(torch.cat([positive, negative]), torch.cat([sigma, sigma])).float().chunk(2)
-        gap = (e_pos - e_neg).detach().mean()
+        gap = dist.mean((e_pos - e_neg).detach())
         fall = (first - e_neg).detach()
         return {
             # Gradients of the energies grow as 1 / sigma: each level weighs the same.
@@ -269,10 +271,10 @@ class Model(Family):
             "chain_move": (negative - above).abs().mean(),
             "chain_fall": fall,
             "alarm_gap": self._outside(gap),
-            "warn_uphill": fall.mean() < 0,
+            "warn_uphill": dist.mean(fall) < 0,
         }
 
-    def _conditional(self, above: Images, i: Int64[Tensor, " b"], steps: int, draw=torch.randn_like) -> Images:
+    def _conditional(self, above: Images, i: Int64[Tensor, " b"], steps: int, draw=rng.randn_like) -> Images:
         """Images at level i given images `above` at i + 1, by `steps` Langevin steps that start there.
 
         The step is `step` of the variance v that the conditional has in directions of noise alone, and the noise added
@@ -428,7 +430,7 @@ def _last(states: Iterator[Images]) -> Images:
 
 
 def _chance(share: float, like: Images) -> Tensor:
-    return torch.rand(len(like), 1, 1, 1, device=like.device) < share
+    return rng.batch(torch.rand, len(like), 1, 1, 1, device=like.device) < share
 
 
 def _spread(x: Images) -> Float[Tensor, ""]:
@@ -440,12 +442,12 @@ def augmented(x: Images) -> Images:
     """Images cropped to 70 to 100 percent of a side, mirrored by chance, colours scaled and shifted by up to a fifth:
     moves that a chain would not make by itself."""
     n, like = len(x), {"device": x.device}
-    scale = 0.7 + 0.3 * torch.rand(n, **like)
-    shift = (1 - scale)[:, None] * (2 * torch.rand(n, 2, **like) - 1)
-    mirror = 1 - 2 * torch.randint(2, (n,), **like)
+    scale = 0.7 + 0.3 * rng.batch(torch.rand, n, **like)
+    shift = (1 - scale)[:, None] * (2 * rng.batch(torch.rand, n, 2, **like) - 1)
+    mirror = 1 - 2 * rng.randint(2, n, **like)
     zero = torch.zeros_like(scale)
     rows = [torch.stack([mirror * scale, zero, shift[:, 0]], 1), torch.stack([zero, scale, shift[:, 1]], 1)]
     grid = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
     cut = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
-    gain, lift = (0.4 * torch.rand(2, n, 3, 1, 1, **like) - 0.2).unbind()
+    gain, lift = (0.4 * rng.batch(torch.rand, 2, n, 3, 1, 1, dim=1, **like) - 0.2).unbind()
     return ((1 + gain) * cut + lift).clamp(-1, 1)

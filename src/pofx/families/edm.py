@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pofx.core import rng
 from pofx.core.family import Terms
 from pofx.core.guidance import Denoiser
 from pofx.core.loop import Train
@@ -51,9 +52,9 @@ class Model(Denoiser):
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Terms:
         cfg = self.cfg
-        sigma = (cfg.log_mean + cfg.log_std * torch.randn(len(x), 1, 1, 1, device=x.device)).exp()
+        sigma = (cfg.log_mean + cfg.log_std * rng.batch(torch.randn, len(x), 1, 1, 1, device=x.device)).exp()
         weight = (sigma**2 + cfg.sigma_data**2) / (sigma * cfg.sigma_data) ** 2
-        error = self.precondition(x + sigma * torch.randn_like(x), sigma) - x
+        error = self.precondition(x + sigma * rng.randn_like(x), sigma) - x
         return {"loss": (weight * error.square()).flatten(1).mean(1)}
 
     def precondition(

@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from pofx.core import noise as schedule
+from pofx.core import rng
 from pofx.core.family import Terms
 from pofx.core.guidance import Denoiser
 from pofx.core.images import to_model
@@ -81,10 +82,10 @@ class Model(Denoiser):
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Terms:
         if self.cfg.continuous:
             smallest, largest = self.sigma_range
-            sigma = smallest * (largest / smallest) ** torch.rand(len(x), device=x.device)
+            sigma = smallest * (largest / smallest) ** rng.batch(torch.rand, len(x), device=x.device)
         else:
-            sigma = self.sigmas[torch.randint(len(self.sigmas), (len(x),), device=x.device)]
-        z = torch.randn_like(x)
+            sigma = self.sigmas[rng.randint(len(self.sigmas), len(x), device=x.device)]
+        z = rng.randn_like(x)
         wide = sigma[:, None, None, None]
         dsm = 0.5 * (self.scaled_score(x + wide * z, sigma) + z).square().flatten(1).sum(1)
         # "karras": equal weight for what the network itself has to get right at every level (arXiv 2206.00364, eq. 7

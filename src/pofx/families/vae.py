@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from pofx.core import gaussian, latent, logistic
+from pofx.core import dist, gaussian, latent, logistic, rng
 from pofx.core.errors import UserError
 from pofx.core.family import Draw, Family, Terms
 from pofx.core.images import to_model
@@ -135,7 +135,7 @@ class Model(Family):
             terms["features"] = self.perceptual(x, self.mean(out[: len(x)]))
             terms["loss"] = loss + cfg.perceptual.alpha * terms["features"]
         if self.training:
-            self.seen += len(x)
+            self.seen += len(x) * dist.parts()
         else:  # the bound itself has beta 1
             unit = x[0].numel() * math.log(2)
             terms |= {"bpd_prior": kl / unit, "bpd_decoder": -nats / unit - self.log_bin() / math.log(2)}
@@ -150,7 +150,7 @@ class Model(Family):
             latent), which is the mean of the latter in closed form.
         """
         mean, log_var = self.encode(x)
-        noise = torch.randn(k, *mean.shape, device=x.device)
+        noise = rng.batch(torch.randn, k, *mean.shape, dim=1, device=x.device)
         z = mean + (0.5 * log_var).exp() * noise
         out = self.net(z.flatten(0, 1)).float()
         log_px = self.log_likelihood(x.expand(k, *x.shape).flatten(0, 1), out).unflatten(0, (k, len(x)))
@@ -190,7 +190,7 @@ class Model(Family):
         if cfg.capacity:
             return cfg.beta * (kl - cfg.capacity * self.ramp()).abs()
         if cfg.free_bits:
-            kl = units.mean(0).clamp(min=cfg.free_bits).sum().expand(len(units))
+            kl = dist.mean(units).clamp(min=cfg.free_bits).sum().expand(len(units))
         return self.beta() * kl
 
     def ramp(self) -> Tensor | float:
@@ -222,7 +222,7 @@ class Model(Family):
         """Fit the mixture to codes of the first images, one draw each."""
         if self.mixture is not None:
             pairs = [self.encode(to_model(part)) for part in images[:FITTED].split(PART)]
-            self.mixture.fit(torch.cat([m + (0.5 * v).exp() * torch.randn_like(m) for m, v in pairs]))
+            self.mixture.fit(torch.cat([m + (0.5 * v).exp() * rng.randn_like(m) for m, v in pairs]))
 
     def reconstruct(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Decoder means of the posterior's means."""

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from pofx.core import gaussian
+from pofx.core import dist, gaussian
 from pofx.core.family import Draw, Family, Terms, averaged
 from pofx.core.images import to_model
 from pofx.core.loop import Train
@@ -89,7 +89,7 @@ class Model(Family):
         log_px, log_sigma = self.log_likelihood(x, z + (e - z).detach()), gaussian.log_sigma(self.width)
         commitment = (z - e).square().flatten(1).mean(1)
         precision = 0.5 * x[0].numel() * (-2 * log_sigma.detach()).exp()
-        used = perplexity(self.book.count(nearest))
+        used = perplexity(dist.total(self.book.count(nearest)))
         loss = self.cfg.commitment * precision * commitment - log_px
         terms = {"loss": loss, "log_px": log_px, "commitment": commitment, "perplexity": used}
         terms |= {"code_norm": vectors.norm(dim=1).mean(), "sigma": log_sigma.exp()}

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from pofx.core import rng
+
 Cache = dict[int, tuple[Tensor, Tensor]]  # block -> keys and values of the codes seen so far
 
 
@@ -67,8 +69,8 @@ class TransformerBlock(nn.Module):
                 k, v = (torch.cat(pair, 2) for pair in zip(cache[index], (k, v), strict=True))
             cache[index] = k, v
         h = F.scaled_dot_product_attention(q, k, v, is_causal=whole)
-        x = x + F.dropout(self.out(h.transpose(1, 2).flatten(2)), self.dropout, self.training)
-        return x + F.dropout(self.down(F.gelu(self.up(self.norm2(x)))), self.dropout, self.training)
+        x = x + rng.dropout(self.out(h.transpose(1, 2).flatten(2)), self.dropout, self.training)
+        return x + rng.dropout(self.down(F.gelu(self.up(self.norm2(x)))), self.dropout, self.training)
 
 
 class PixelCNN(nn.Module):
@@ -97,7 +99,7 @@ class PixelCNN(nn.Module):
         down, right = F.pad(x, (0, 0, 1, 0))[:, :, :-1], F.pad(x, (1, 0))[..., :-1]
         for layer in self.layers:
             down, right = layer(down, right)
-        h = F.dropout(F.relu(right.flatten(2).transpose(1, 2)), self.dropout, self.training)
+        h = rng.dropout(F.relu(right.flatten(2).transpose(1, 2)), self.dropout, self.training)
         return self.head(F.relu(self.out(h)))[:, : n + 1]
 
 

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from pofx.core import dist
+
 SMOOTHING = 1e-5  # Laplace's, of the counts
 
 
@@ -54,12 +56,13 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def follow(self, z: Float[Tensor, "n dim"], nearest: Int64[Tensor, " n"]) -> None:
         """One step of the averages, and of what is dead; decided on the device, without a sync."""
-        n, total = self._gather(z, nearest)
-        self.counts.lerp_(n, 1 - self.decay)
-        self.sums.lerp_(total, 1 - self.decay)
-        least = self.revive * len(z) / len(self.codes)  # what it starts with as well: unused, it moves on at once
+        chosen, sums = map(dist.total, self._gather(z, nearest))
+        self.counts.lerp_(chosen, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
+        n = len(z) * dist.parts()
+        least = self.revive * n / len(self.codes)  # what it starts with as well: unused, it moves on at once
         dead = (self.counts < least)[:, None]
-        fresh = z[torch.randint(len(z), (len(self.codes),), device=z.device)]
+        fresh = dist.taken(z, torch.randint(n, (len(self.codes),), device=z.device))
         self.counts.clamp_(min=least)
         self.sums.copy_(torch.where(dead, least * fresh, self.sums))
         whole = self.counts.sum()

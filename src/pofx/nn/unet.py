@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pofx.core.rng import Dropout
+
 SIZE = 32  # pixels a side
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -61,7 +63,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.conv1 = _norm(before), nn.Conv2d(before, after, 3, padding=1)
         self.embed = nn.Linear(embedding, after)
-        self.norm2, self.dropout = _norm(after), nn.Dropout(dropout)
+        self.norm2, self.dropout = _norm(after), Dropout(dropout)
         self.conv2 = _zeros(nn.Conv2d(after, after, 3, padding=1))
         self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
 
@@ -85,7 +87,7 @@ class Inverted(nn.Module):
         self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
         self.embed = nn.Linear(embedding, 3 * after)
         self.widen, self.spread = nn.Linear(after, wide), nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
-        self.dropout, self.narrow = nn.Dropout(dropout), _zeros(nn.Linear(wide, after))
+        self.dropout, self.narrow = Dropout(dropout), _zeros(nn.Linear(wide, after))
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         x = self.skip(x)

@@ -1,0 +1,76 @@
+"""Stages that several processes can share: `NPROC=2 dvc repro train_ddpm`, `NPROC=2 python -m stages.train ddpm`.
+
+The stage then starts itself NPROC times, on a GPU each or with the CPU's cores divided, and tells each copy who it is
+by torchrun's variables; so `torchrun --nproc_per_node=2 -m stages.train ddpm` works as well. torchrun itself would turn
+every exit code into 1, and let its workers live on where a kill ends it. The number of processes is no parameter: it
+decides nothing but the time, and DVC reruns what a changed parameter or command changes.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, redirect_stderr
+
+import stages
+from pofx.core import dist
+from pofx.core.errors import UserError
+
+GRACE = 2.0  # seconds for the others to end by themselves once a process has failed, and then upon SIGTERM
+
+
+def run(main: Callable[..., None], *args, **how) -> None:
+    """As stages.run, in as many processes as the environment asks for."""
+    stages.run(_joined if "RANK" in os.environ else _launched, main, *args, **how)
+
+
+def _joined(main: Callable[..., None], *args) -> None:
+    try:
+        with ExitStack() as stack:
+            if not dist.first():  # what is to be said is the same in all: the first says it
+                stack.enter_context(redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
+            dist.join()
+            main(*args)
+            dist.leave()
+    except Exception:
+        # So with errors, or the first has failed and the launcher ends this process: it waits for that. What this one
+        # alone knows it says itself.
+        if not dist.first():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(5 * GRACE)
+        raise
+
+
+def _launched(main: Callable[..., None], *args) -> None:
+    asked = os.environ.get("NPROC", "1")
+    if not asked.isdecimal() or int(asked) < 1:
+        raise UserError(f"NPROC = {asked!r} should be a number of processes, 1 or more")
+    if (count := int(asked)) == 1:
+        return main(*args)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))} | os.environ
+    told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": asked, "LOCAL_WORLD_SIZE": asked}
+    command = [sys.executable, *sys.orig_argv[1:]]
+    copies = [subprocess.Popen(command, env=told | {"RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(count)]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the copies by itself
+    signal.signal(signal.SIGTERM, lambda *_: [copy.terminate() for copy in copies])
+    sys.exit(_wait(copies))
+
+
+def _wait(copies: list[subprocess.Popen]) -> int:
+    """The exit code of the first that failed, after which the others are ended; 0 if none did."""
+    while None in (codes := [copy.poll() for copy in copies]) and not any(codes):
+        time.sleep(0.05)
+    code = next(filter(None, codes), 0)
+    for end in (lambda copy: None, subprocess.Popen.terminate, subprocess.Popen.kill):
+        until = time.monotonic() + GRACE
+        for copy in copies:
+            end(copy)
+        while time.monotonic() < until and any(copy.poll() is None for copy in copies):
+            time.sleep(0.05)
+    return code if code >= 0 else 128 - code

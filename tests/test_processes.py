@@ -1,0 +1,281 @@
+"""Two processes train, draw and measure what one does. They are started once, and do all that several tests look at."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import build, pool, slot, small, weights
+
+from pofx.core import config, dist, family, files, loop, rng
+from pofx.core.errors import UserError
+from pofx.data.sprites import generate
+from stages import fid, processes, sample
+from stages import train as stage
+from tools import compose
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = [
+    "vae.channels=[8,8,8]", "vae.latent=8", "vqvae.channels=8", "vqvae.codes=16", "vqvae.dim=4", "vqprior.width=8",
+    "vqprior.layers=1", "vqprior.heads=2", "ebm.net.channels=8",
+    *(f"{f}.net.{k}={v}" for f in ("ncsn", "ddpm", "edm") for k, v in
+      {"channels": 8, "multipliers": [1, 2], "attention": [], "patch": 4}.items()),
+]  # fmt: skip
+CASES = {
+    name: ([name.split("-")[0], *words, *TINY], {"images": 80, "batch": 8, "rows": 10, "lr": 1e-3} | train)
+    for name, words, train in (
+        ("vae", ["vae.importance=3"], {}),
+        ("vae-free", ["vae.free_bits=0.5", "vae.kl_warmup=40"], {}),
+        ("vqvae", [], {"accumulate": 2}),
+        ("vqprior", [], {"validation": 8, "patience": 2}),
+        ("ncsn", [], {}),
+        ("ddpm", ["ddpm.net.dropout=0.2", "ddpm.guide=0.5"], {"validation": 8}),
+        ("edm", [], {"accumulate": 2}),
+        ("ebm", [], {}),
+        ("ebm-chain", ["ebm.chain=2"], {}),
+        ("ebm-igebm", ["ebm=igebm"], {}),
+        ("ebm-icd", ["ebm=icd"], {}),
+    )
+}
+STOPPED = "ebm-igebm"  # it has most of what a state can hold
+SCALE = 1e-4  # the largest relative difference that is taken for rounding; 1e-5 was seen
+
+
+def train(case: str, folder: Path, stop=lambda: False):
+    words, budget = CASES[case]
+    module, cfg = small(*words, **budget)
+    model = build(module, cfg)
+    images = torch.from_numpy(generate(128, seed=7)[0])
+    with slot(folder / case) as held:
+        curve, *_ = loop.train(model, pool(images, cfg), cfg.train, 0, held, stop)
+    return curve, weights(model)
+
+
+def stopped(folder: Path, by: int) -> None:
+    """Train until the process `by` is asked to stop, after three steps of ten."""
+    asked = iter([False, False, dist.rank() == by])
+    with pytest.raises(loop.Stopped, match="stopped at 24 of 80 images"):
+        train(STOPPED, folder, lambda: next(asked))
+
+
+def keep(found: tuple, folder: Path, name: str) -> None:
+    curve, weights = found
+    (folder / f"{name}-{dist.rank()}.json").write_text(json.dumps(curve))
+    np.savez(folder / f"{name}-{dist.rank()}.npz", **weights)
+
+
+def kept(folder: Path, name: str, rank: int = 0) -> tuple:
+    with np.load(folder / f"{name}-{rank}.npz") as found:
+        return json.loads((folder / f"{name}-{rank}.json").read_text()), dict(found)
+
+
+def work(folder: Path) -> None:
+    """In each of the processes."""
+    torch.set_num_threads(1)
+    for case in CASES:
+        keep(train(case, folder), folder, case)
+    stopped(folder / "parts", by=1)
+    with dist.in_turn():
+        if dist.first():
+            shutil.copytree(folder / "parts", folder / "half")
+    keep(train(STOPPED, folder / "parts"), folder, "two and two")
+    keep(train(STOPPED, folder / "alone"), folder, "one and two")
+    os.chdir(folder / "measured")
+    sample.main("vae")
+    fid.main("vae")
+
+
+def measurable(folder: Path) -> None:
+    """All that sample@vae and fid@vae need, and a last batch that is not full."""
+    words = ["sample.n=96", "sample.vae.batch=64", "fid.kid_subsets=2", "fid.kid_subset_size=32", "fid.batch=48"]
+    module, cfg = small("vae")
+    images = generate(96, seed=7)[0]
+    files.write_npy(folder / "data/train.npy", images)
+    files.write_npy(folder / "data/test.npy", images)
+    np.savez(folder / "data/labels.npz")
+    for i, split in enumerate(("train", "test")):
+        files.write_npy(folder / f"features/{split}.npy", np.random.default_rng(i).random((96, 1280), np.float32))
+    family.save_model(folder / "models/vae", "vae", cfg, build(module, cfg), {})
+    more = ["likelihood.images=4", "likelihood.importance=2", "~sample.vae.also.mixture"]
+    (folder / "params.yaml").write_text(compose.text([*words, *more]))
+
+
+def start(*command: str | Path, **variables: str) -> subprocess.Popen:
+    environment = {k: v for k, v in os.environ.items() if k not in ("FRESH", "RANK", "WORLD_SIZE")}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"} | variables
+    how = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen([sys.executable, *command], env=environment, **how)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    measurable(folder / "measured")
+    stopped(folder / "alone", by=0)
+    process = start(__file__, folder, NPROC="2")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert output.count("train from the beginning") == len(CASES) + 1, "the first alone speaks"
+    return folder
+
+
+def alike(one: tuple, other: tuple) -> None:
+    for row, again in zip(one[0], other[0], strict=True):
+        assert row == pytest.approx(again, rel=SCALE)
+    for key, value in one[1].items():  # Adam magnifies the rounding of gradients near zero
+        assert np.allclose(value.astype(float), other[1][key].astype(float), atol=2e-3), key
+
+
+def same(one: tuple, other: tuple) -> None:
+    assert one[0] == other[0] and one[1].keys() == other[1].keys()
+    assert all(np.array_equal(value, other[1][key]) for key, value in one[1].items())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_train_as_one(case, two, tmp_path):
+    found = kept(two, case)
+    same(found, kept(two, case, rank=1))
+    alike(found, train(case, tmp_path))
+
+
+def test_a_run_goes_on_with_another_number_of_processes(two):
+    same(kept(two, "two and two"), kept(two, STOPPED))
+    alike(kept(two, "one and two"), kept(two, STOPPED))
+    alike(train(STOPPED, two / "half"), kept(two, STOPPED))
+
+
+def test_two_processes_draw_and_measure_as_one(two, tmp_path, monkeypatch):
+    measurable(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    config.params.cache_clear()
+    sample.main("vae")
+    fid.main("vae")
+    config.params.cache_clear()
+    for name in ("samples/vae/vae.npy", "features/vae/vae.npy", "metrics/fid/vae.json", "plots/samples/vae/vae.png"):
+        assert (two / "measured" / name).read_bytes() == Path(name).read_bytes(), name
+
+
+def finished(process: subprocess.Popen) -> tuple[str, int]:
+    return process.communicate(timeout=120)[0], process.returncode
+
+
+def test_a_stage_in_two_processes_is_stopped_and_goes_on_alone(tmp_path, monkeypatch):
+    """By SIGTERM to the launcher."""
+    files.write_npy(tmp_path / "data/train.npy", generate(64, seed=7)[0])
+    budget = {"images": 480, "batch": 16, "rows": 10, "save_seconds": 0, "preview_rows": 5}
+    words = ["scale=laptop", *TINY, "sample.edm.steps=2", *(f"edm.train.{k}={v}" for k, v in budget.items())]
+    (tmp_path / "params.yaml").write_text(compose.text(words))
+    monkeypatch.chdir(tmp_path)
+    told = {"DVC_ROOT": str(tmp_path)}
+    command = "-m", "stages.train", "edm"
+    process = start(*command, NPROC="2", **told)
+    while not list(tmp_path.glob("runs/train_edm/*/state.pt")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    process.terminate()
+    output, code = finished(process)
+    assert code == 128 + signal.SIGTERM, output
+    assert len(re.findall("^stopped at [0-9,]+ of 480 images, state saved in", output, re.MULTILINE)) == 1
+    assert not Path("models").exists() and "Traceback" not in output
+    output, code = finished(start(*command, **told))
+    assert code == 0 and re.search("^train from [1-9]", output, re.MULTILINE), output
+    assert len(np.loadtxt("plots/curves/edm.csv", delimiter=",", skiprows=1)) == 10
+
+
+def test_dropout_drops_of_an_image_what_it_drops_in_the_whole_batch(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    layer, x = rng.Dropout(0.5), torch.ones(6, 4)
+    torch.manual_seed(0)
+    whole = layer(x)
+    torch.manual_seed(0)
+    with dist.sharing():
+        half = layer(x[3:])
+    assert torch.equal(half, whole[3:]) and 0 < (half == 0).sum() < half.numel()
+
+
+@pytest.mark.parametrize("count", ["0", "two", "-1", "1.5", ""])
+def test_a_number_of_processes_is_one(count, monkeypatch, capsys):
+    monkeypatch.setenv("NPROC", count)
+    with pytest.raises(SystemExit, match=f"error: NPROC = '{count}' should be a number of processes, 1 or more"):
+        processes.run(lambda: pytest.fail("ran"))
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "params.yaml").write_text(compose.text(["edm.train.batch=64", "edm.train.accumulate=2"]))
+    monkeypatch.chdir(tmp_path)
+    config.params.cache_clear()
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match=r"edm\.train\.batch = 64 should be a multiple of 2 x 3 parts"):
+        stage.main("edm", None)
+    config.params.cache_clear()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes want a GPU each and there are 1: lower NPROC"):
+        sample.machine.device()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: torch.empty(1 << 60, dtype=torch.uint8),
+        lambda: np.empty(1 << 60, np.uint8),
+        lambda: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore")),
+    ],
+)
+def test_without_memory_a_stage_says_what_to_lower(ask):
+    with pytest.raises(SystemExit) as ended:
+        processes.run(ask, memory=stage.less_memory("ddpm"))
+    says = r"error: out of memory \(.+\): raise ddpm\.train\.accumulate, or lower ddpm\.train\.batch"
+    assert re.fullmatch(says, str(ended.value))
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory():
+    with pytest.raises(RuntimeError, match="another"):
+        processes.run(lambda: (_ for _ in ()).throw(RuntimeError("another")))
+
+
+def test_more_memory_than_the_bound_ends_a_training(tmp_path, monkeypatch):
+    """At its first step; and the bound is no part of what a state belongs to."""
+    files.write_npy(tmp_path / "data/train.npy", generate(64, seed=7)[0])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stage, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(stage.machine, "StopRequest", lambda minutes: lambda: pytest.fail("a step more"))
+    for bound in (1, 2):
+        words = ["scale=laptop", *TINY, f"edm.train.memory_mib={bound}"]
+        (tmp_path / "params.yaml").write_text(compose.text(words))
+        config.params.cache_clear()
+        says = rf"training took [0-9,]+ MiB, more than edm\.train\.memory_mib = {bound}: raise edm\.train\.accumulate"
+        with pytest.raises(UserError, match=says):
+            stage.main("edm", None)
+    config.params.cache_clear()
+    assert len(list(tmp_path.glob("runs/train_edm/*"))) == 1
+
+
+def test_training_draws_its_random_numbers_by_image():
+    """torch's own would be the same ones for the rows of every process."""
+    allowed = {"codebook.py": 3, "ebm.py": 4, "perceptual.py": 1, "refinenet.py": 1, "unet.py": 1}
+    found = {}
+    for path in [*(ROOT / "src/pofx/families").glob("*.py"), *(ROOT / "src/pofx/nn").glob("*.py")]:
+        drawn = re.findall(
+            r"torch\.rand\w*\(|F\.dropout|nn\.Dropout|bernoulli|multinomial|(?<!init)\.normal_", path.read_text()
+        )
+        if drawn:
+            found[path.name] = len(drawn)
+    assert found == allowed, "use pofx.core.rng in forward; what belongs to no image may be added here"
+
+
+if __name__ == "__main__":
+    processes.run(work, Path(sys.argv[1]))
