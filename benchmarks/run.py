@@ -42,7 +42,7 @@ from stages import run as guarded
 from tools import compose
 
 RESULTS = ROOT / "benchmarks/results"
-IMAGES = 2560
+IMAGES = 1280
 NFE = 10
 
 
@@ -127,7 +127,7 @@ def published(bench: Bench, batch: int, steps: int) -> tuple[Any, Any]:
 
 
 def ddpm_training(bench: Bench) -> dict[str, Any]:
-    batch, steps = 16, 3
+    batch, steps = 16, 6
     cfg, _ = published(bench, batch, steps)
     model, x = build("ddpm", cfg).to(bench.device), to_model(bench.pool[:batch])
     others = {
@@ -166,11 +166,11 @@ def vae_training(bench: Bench) -> dict[str, Any]:
     train = dataclasses.replace(cfg.train, images=IMAGES, rows=1, preview_rows=0, validation=0, patience=0)
     cfg = dataclasses.replace(cfg, train=train)
     model, parts = build("vae", cfg).to(bench.device), build("vae", cfg).to(bench.device)
-    peers_model = build("vae", cfg).to(bench.device).train()
+    other = build("vae", cfg).to(bench.device).train()
     pythae = (parts.encoder, parts.net, cfg.latent, to_model(bench.pool), batch, bench.scratch / "pythae")
     others = {
         "pythae": peers.runner(peers.pythae_training, *pythae),
-        "ImageFolder": peers.runner(peers.folder_training, peers_model, bench.folder, batch, bench.device),
+        "ImageFolder": peers.runner(peers.folder_training, other, bench.folder, batch, bench.device),
     }
     ours = Runner(looped(model, bench.pool, train, "vae"), peers.size(model))
     return run(Race(f"VAE (vae=conv), batch {batch}", IMAGES, ours, others), bench.device)
@@ -205,10 +205,10 @@ def codes(bench: Bench) -> dict[str, Any]:
             now = (rising < u[:, i, None] * rising[:, -1:]).sum(1, keepdim=True)
             drawn = torch.cat([drawn, now], 1)
 
-    ours_size = peers.size(model.net)
+    parameters = peers.size(model.net)
     what = f"64 codes each from the transformer of vqprior, batch {n}"
-    others = {"the same without a cache": Runner(other, ours_size, 10.0)}
-    return run(Race(what, n, Runner(ours, ours_size), others, rounds=3, counted=True), bench.device)
+    others = {"the same without a cache": Runner(other, parameters, 10.0)}
+    return run(Race(what, n, Runner(ours, parameters), others, rounds=3, counted=True), bench.device)
 
 
 # --- distances
@@ -216,13 +216,7 @@ def codes(bench: Bench) -> dict[str, Any]:
 
 def inception_features(bench: Bench) -> dict[str, Any]:
     n = 50
-    absent = None
-    try:
-        weights = peers.inception_weights(bench.images[-16:])
-    except UserError as error:
-        absent, weights = str(error), None
-    if weights is None:
-        raise UserError(absent)
+    weights = peers.inception_weights(bench.images[-16:])
     path = bench.scratch / "inception.pth"
     torch.save(weights, path)
     cfg = dataclasses.replace(
@@ -271,7 +265,7 @@ def fid(bench: Bench) -> dict[str, Any]:
 
 def lite0_features(bench: Bench) -> dict[str, Any]:
     cfg, n = config.section("fid", extractor.Fid), 100
-    net, peer = extractor.build(cfg, RUNS / "weights", RUNS.parent, bench.device), None
+    net = extractor.build(cfg, RUNS / "weights", RUNS.parent, bench.device)
     peer = extractor.package_forward(bench.device)
 
     def other() -> None:
@@ -358,7 +352,7 @@ def start_up(bench: Bench) -> dict[str, Any]:
     where = bench.scratch / "stage"
     (where / "data").mkdir(parents=True)
     (where / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
-    files.write_npy(where / "data/train.npy", np.repeat(bench.images, 8, 0)[:20_000])
+    files.write_npy(where / "data/train.npy", np.repeat(bench.images, 16, 0)[:20_000])
     environment = os.environ | {"DVC_ROOT": str(where), "PYTHONPATH": str(ROOT), "FRESH": "1"}
     stage = ("-m", "stages.train", "ddpm", "--minutes", "0")
     record = clocked("python -m stages.train ddpm, to its first step", 2.0, stage, where, environment, 75)
