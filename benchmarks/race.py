@@ -36,6 +36,7 @@ class Race:
     others: dict[str, Runner | str]
     unit: str = "images"
     rounds: int = 5
+    warm: bool = True  # a round before the first one that is timed
     counted: bool = False  # FLOPs, and with them the share of the ceiling
     dtype: torch.dtype = torch.float32  # of the ceiling's matrices
 
@@ -65,7 +66,7 @@ def ceiling(device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
 
 
 def run(race: Race, device: torch.device) -> dict[str, Any]:
-    """The record of a race: a round to warm up (in which FLOPs are counted), then `race.rounds` timed ones.
+    """The record of a race: a round to warm up, in which FLOPs are counted, then `race.rounds` timed ones.
 
     All sides run once in every round, one after the other, in the opposite order in every second one. A ratio is the
     median of the rounds' own ratios, ours over the other's, with the smallest and the largest beside it: other work on
@@ -77,7 +78,7 @@ def run(race: Race, device: torch.device) -> dict[str, Any]:
     product, alone = ceiling(device, race.dtype), []
     flops: dict[str, int] = {}
     load, cpu = os.getloadavg()[0], device.type == "cpu"
-    for name, side in sides.items():
+    for name, side in sides.items() if race.warm else ():
         with FlopCounterMode(display=False) if race.counted else nullcontext() as counter:
             side.run()
         if race.counted:

@@ -215,7 +215,7 @@ def codes(bench: Bench) -> dict[str, Any]:
 
 
 def inception_features(bench: Bench) -> dict[str, Any]:
-    n = 50
+    n = 24 if bench.device.type == "cpu" else 1000
     weights = peers.inception_weights(bench.images[-16:])
     path = bench.scratch / "inception.pth"
     torch.save(weights, path)
@@ -231,7 +231,7 @@ def inception_features(bench: Bench) -> dict[str, Any]:
     others = {"pytorch-fid": peers.runner(peers.pytorch_fid_features, few, weights, bench.device)}
     ours = Runner(lambda: net.features(bench.images[:n], cfg.batch, "bench"), peers.size(net.net))
     what = f"features of {n} images by pytorch-fid's InceptionV3, random weights"
-    return run(Race(what, n, ours, others, rounds=3, counted=True), bench.device)
+    return run(Race(what, n, ours, others, rounds=2, counted=True), bench.device)
 
 
 def frechet(bench: Bench) -> dict[str, Any]:
@@ -242,7 +242,8 @@ def frechet(bench: Bench) -> dict[str, Any]:
     statistics = np.mean(y, 0), np.cov(y, rowvar=False)
     others = {"pytorch-fid": peers.runner(peers.pytorch_fid_distance, x, statistics)}
     what = f"Frechet distance of {n:,} vectors of length {d:,} to {n:,} others; the peer has these others' moments"
-    return run(Race(what, 1, Runner(lambda: distances.frechet(x, y)), others, "distances", rounds=2), bench.device)
+    race = Race(what, 1, Runner(lambda: distances.frechet(x, y)), others, "distances", rounds=1, warm=False)
+    return run(race, bench.device)
 
 
 def fid(bench: Bench) -> dict[str, Any]:
