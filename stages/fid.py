@@ -2,7 +2,8 @@
 
 Also writes features/F/ and plots/fid/F/*.png: the nearest training images of samples, and what the family's code holds,
 if it has one. Distances belong to each row (a way to draw, see pofx.core.family.draws), all else to the model, and
-stands in the family's first row alone. `python -m stages.fid FAMILY`.
+stands in the family's first row alone. Of further draws of a row (sample.seeds) Frechet distance and KID alone are
+measured. `python -m stages.fid FAMILY`.
 """
 
 import dataclasses
@@ -28,14 +29,14 @@ def main(name: str) -> None:
     model = family.load(Path(f"models/{name}"), device)
     reference, unseen = np.load("features/train.npy"), np.load("features/test.npy")
     every, colours = np.load("data/test.npy"), colour.means(np.load("data/train.npy", mmap_mode="r"))
-    drawn = {row: np.load(f"samples/{name}/{row}.npy") for row in ways}
+    seeds, drawn = config.value("sample.seeds", int), {row: np.load(f"samples/{name}/{row}.npy") for row in ways}
     n = len(drawn[name])
     test = every[:n]
     distances.check_subset(cfg.kid_subset_size, n, len(reference))
 
     net = extractor.build(cfg, RUNS / "weights", RUNS.parent, device)
     protocol = {"n": n, "n_reference": len(reference), "reference": f"train, {len(reference):,} images"}
-    protocol |= {"n_test": len(unseen), "n_manifold": measures.sides(drawn[name], reference)}
+    protocol |= {"n_test": len(unseen), "n_manifold": measures.sides(drawn[name], reference), "seeds": seeds}
     protocol |= {"extractor": net.name, "kid_subsets": cfg.kid_subsets, "kid_subset_size": cfg.kid_subset_size}
     card = files.read_json(Path(f"models/{name}/model.json"))
     base = {card["base"]["family"]: card["base"]["config"]} if "base" in card else {}  # trained before, and part of it
@@ -44,6 +45,9 @@ def main(name: str) -> None:
         features = net.features(drawn[row], cfg.batch, row)
         rows[row] = measures.against_train(drawn[row], features, reference, colours, net.keys, cfg, seed)
         rows[row] |= measures.against_test(features, reference, unseen, net.keys, cfg, seed)
+        others = family.stems(row, seeds)[1:]
+        again = (net.features(np.load(f"samples/{name}/{stem}.npy"), cfg.batch, stem) for stem in others)
+        rows[row] |= measures.over_seeds(rows[row], again, reference, net.keys, cfg, seed)
         told = {key: value for key, value in dataclasses.asdict(how).items() if key != "also"}
         rows[row] |= {"protocol": protocol, "config": base | {name: card["config"], f"sample.{name}": told}}
         files.write_npy(Path(f"features/{name}/{row}.npy"), features)

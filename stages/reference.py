@@ -2,7 +2,8 @@
 
 The reference is the first `fid.n_reference` training images. Two floors: as many test images as are sampled against it
 ("floor"), and as many of it against as many others of it ("halves"). Gaussians fitted to all training images are the
-baselines: as many images as are sampled, and bits per dimension of all test images.
+baselines: as many images as are sampled, and bits per dimension of all test images. With sample.seeds above 1 the
+Gaussians are drawn from again, and further test images are scored in the floor's place if there are enough.
 """
 
 from pathlib import Path
@@ -22,7 +23,7 @@ def main() -> None:
     train, test = (np.load(f"data/{split}.npy", mmap_mode="r") for split in ("train", "test"))
     if cfg.n_reference > len(train):
         raise UserError(f"fid.n_reference = {cfg.n_reference} exceeds the {len(train)} training images: lower it")
-    asked = config.value("sample.n", int)
+    asked, seeds = config.value("sample.n", int), config.value("sample.seeds", int)
     n, half = min(asked, len(test)), min(asked, cfg.n_reference // 2)
     distances.check_subset(cfg.kid_subset_size, n, cfg.n_reference)
 
@@ -39,12 +40,20 @@ def main() -> None:
         | {"protocol": {"n": half, "reference": f"train, {half:,} other images"}},
     }
 
+    fit = seeds if seeds * n <= len(test) else 1  # other test images stand for other draws, where there are enough
+    parts = (net.features(test[k * n : (k + 1) * n], cfg.batch, f"test, part {k + 1}") for k in range(1, fit))
+    rows["floor"] |= measures.over_seeds(rows["floor"], parts, reference, net.keys, cfg, seed)
+    rows["floor"]["protocol"]["seeds"] = fit
+
     gaussians = baselines.Gaussians(train)
     for name, images in gaussians.draw(asked, fold(seed, "baselines")).items():
         features = net.features(images, cfg.batch, name)
         rows[name] = measures.against_train(images, features, reference, colours, net.keys, cfg, seed)
         rows[name] |= measures.against_test(features, reference, floor, net.keys, cfg, seed)
-        rows[name] |= {"protocol": {"n": asked, "reference": rows["floor"]["protocol"]["reference"]}}
+        others = (gaussians.draw(asked, fold(seed, "baselines", k), name)[name] for k in range(1, seeds))
+        parts = (net.features(images, cfg.batch, name) for images in others)
+        rows[name] |= measures.over_seeds(rows[name], parts, reference, net.keys, cfg, seed)
+        rows[name] |= {"protocol": {"n": asked, "reference": rows["floor"]["protocol"]["reference"], "seeds": seeds}}
     for name, (bits, error) in gaussians.bits(test).items():
         rows[name] |= {"bpd": bits, "bpd_stderr": error}
     for name, reason in gaussians.refused.items():

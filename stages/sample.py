@@ -1,6 +1,7 @@
 """Draw images from one trained family: models/<family>/ -> samples/<family>/<row>.npy, a grid and the cost of each row.
 
-Rows are the ways to draw that `sample.<family>` asks for (pofx.core.family.draws).
+Rows are the ways to draw that `sample.<family>` asks for (pofx.core.family.draws); with sample.seeds above 1 each is
+drawn again from other noise, into <row>.seed1.npy and so on.
 """
 
 import sys
@@ -23,15 +24,19 @@ from pofx.core.rng import BLOCK, Noise, fold
 def main(name: str) -> None:
     cfg, n = config.section(f"sample.{name}", family.module(name).Sample), config.value("sample.n", int)
     rows, seed, device = family.draws(name, cfg), config.value("seed", int), machine.device()
+    seeds = config.value("sample.seeds", int)
     for row in rows.values():
         if n < 1 or row.batch < 1 or row.batch % BLOCK:
             raise UserError(f"sample.{name}.batch = {row.batch} should be a multiple of {BLOCK}, and sample.n above 0")
     model = family.load(Path(f"models/{name}"), device)
-    seconds, nfe = {}, {}
+    seconds, nfe = dict.fromkeys(rows, 0.0), {}
     for row, how in rows.items():
-        images, seconds[row], nfe[row] = draw(model, row, how, n, fold(seed, "sample", name), device)
-        files.write_npy(Path(f"samples/{name}/{row}.npy"), images)
-        save_grid(images[:80], Path(f"plots/samples/{name}/{row}.png"), columns=16)
+        for k, stem in enumerate(family.stems(row, seeds)):
+            noise = fold(seed, "sample", name, *[k][:k])  # the first draw is the same, however many follow
+            images, taken, nfe[row] = draw(model, stem, how, n, noise, device)
+            seconds[row] += taken / seeds
+            files.write_npy(Path(f"samples/{name}/{stem}.npy"), images)
+            save_grid(images[:80], Path(f"plots/samples/{name}/{stem}.png"), columns=16)
     files.write_json(Path(f"metrics/time/sample_{name}.json"), {"sample_seconds_per_1000": seconds, "nfe": nfe})
 
 

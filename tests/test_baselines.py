@@ -68,6 +68,8 @@ def test_images_drawn_have_the_moments_of_the_data(images):
         wants["pca_gaussian"] = (vectors[:, 1:] * values[1:]) @ vectors[:, 1:].T  # two directions of three
         assert np.abs(got[1] - wants[name]).max() < 12, name
     again = gaussians.draw(30, 1)
+    assert list(alone := gaussians.draw(30, 1, "pixel_gaussian")) == ["pixel_gaussian"]
+    assert np.array_equal(alone["pixel_gaussian"], again["pixel_gaussian"])
     assert all(np.array_equal(again[name], x[:30]) for name, x in drawn.items())
 
 

@@ -102,8 +102,8 @@ def test_comments_order_and_layout_of_conf_survive():
     assert [line.partition("#")[2] for line in body.splitlines()] == [
         line.partition("#")[2] for line in text.splitlines()[2:]
     ]
-    keys = compose._keys(load(text))
-    assert keys == compose._keys(load(body))
+    keys, plain = ([k for k in compose._keys(load(tree)) if not compose.ROW.match(k)] for tree in (text, body))
+    assert keys == plain  # but for further rows, which come and go
     assert "models: [vae] #" in text or "models: [vae]\n" in text
     assert "n_test: null" in text
     assert load(text)["vae"]["train"]["lr"] == 3e-5
@@ -228,7 +228,7 @@ def test_flags_make_the_difference(here: Path, capsys: pytest.CaptureFixture, da
 def test_rows_come_and_go(here: Path, capsys: pytest.CaptureFixture):
     compose.main()
     before = load((here / "params.yaml").read_text())
-    words = ["+sample.edm.also.few.steps=6", "~sample.vae.also.mixture", "sample.ddpm.also.guided.guidance=3.0"]
+    words = ["+sample.edm.also.few.steps=6", "~sample.vae.also.mixture", "+sample.ddpm.also.guided.guidance=3.0"]
     text = compose.text(words)
     assert compose.text(shlex.split(text.splitlines()[0].removeprefix(HEADER))) == text
     tree = load(text)
@@ -236,7 +236,7 @@ def test_rows_come_and_go(here: Path, capsys: pytest.CaptureFixture):
     assert rows == {
         "vae": {},
         "ddpm": {"guided": {"guidance": 3.0}},
-        "edm": {"guided": {"guidance": 2.0}, "few": {"steps": 6}},
+        "edm": {"few": {"steps": 6}},
     }
     flags = compose.flags(before, tree)
     assert flags.split() == shlex.split(flags)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 N = 64
 FAMILIES = ("vae", "ebm", "ncsn", "ddpm", "edm", "vqprior")
 TINY = [
-    "scale=laptop", f"data.sprites.n_train={N}", f"data.sprites.n_test={N}", f"sample.n={N}",
+    "scale=laptop", f"data.sprites.n_train={N}", f"data.sprites.n_test={N}", f"sample.n={N}", "sample.seeds=2",
     f"fid.n_reference={N}", "fid.batch=32", "fid.kid_subsets=2", "fid.kid_subset_size=32",
     "vae.channels=[8,8,8]", "vae.latent=8",
     "vqvae.channels=8", "vqvae.codes=8", "vqvae.dim=4", "vqprior.width=8", "vqprior.layers=1",
@@ -130,8 +130,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 def test_outputs(clone: Clone):
     for family in FAMILIES:
-        images = np.load(clone.folder / f"samples/{family}/{family}.npy")
-        assert images.shape == (N, 3, 32, 32) and images.dtype == np.uint8
+        for stem in (family, f"{family}.seed1"):
+            images = np.load(clone.folder / f"samples/{family}/{stem}.npy")
+            assert images.shape == (N, 3, 32, 32) and images.dtype == np.uint8
         card = json.loads((clone.folder / f"models/{family}/model.json").read_text())
         assert card["family"] == family and card["provenance"]["code"], "see the head of dvc.yaml"
     summary = json.loads((clone.folder / "metrics/summary.json").read_text())

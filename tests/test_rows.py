@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from pofx.core import config, family, files
 from pofx.core.errors import UserError
-from stages import fid, sample
+from stages import fid, reference, sample
 from tools import compose
 
 N = 64
@@ -107,6 +107,56 @@ def test_rows_are_drawn_and_scored_one_by_one(run):
     assert "bpd_images" not in further["protocol"] and scored["protocol"]["vae"]["bpd_images"] == 4
     assert all(list(value) == ["vae", "vae-mixture"] for value in cost.values())
     assert all((Path("features/vae") / f"{row}.npy").is_file() for row in ("vae", "vae-mixture"))
+
+
+def test_further_draws_leave_the_first_alone(run):
+    run()
+    sample.main("vae")
+    fid.main("vae")
+    alone, once = np.load("samples/vae/vae.npy"), files.read_json(Path("metrics/fid/vae.json"))
+    assert not any(key.endswith("_seeds") for key in once) and once["protocol"]["vae"]["seeds"] == 1
+
+    run("sample.seeds=3")
+    sample.main("vae")
+    fid.main("vae")
+    stems = ["vae", "vae-mixture", "vae-mixture.seed1", "vae-mixture.seed2", "vae.seed1", "vae.seed2"]
+    for folder, kind in (("samples", "npy"), ("plots/samples", "png")):
+        assert sorted(p.name for p in Path(folder, "vae").iterdir()) == sorted(f"{stem}.{kind}" for stem in stems)
+    drawn = {stem: np.load(f"samples/vae/{stem}.npy") for stem in stems}
+    assert np.array_equal(drawn["vae"], alone)
+    assert len({images.tobytes() for images in drawn.values()}) == len(stems)
+    found = files.read_json(Path("metrics/fid/vae.json"))
+    lists = {key: found.pop(f"{key}_seeds") for key in ("fd_effnet", "kid_effnet")}
+    for key, rows in lists.items():
+        assert list(rows) == ["vae", "vae-mixture"] and all(len(set(values)) == 3 for values in rows.values())
+        assert all(values[0] == once[key][row] for row, values in rows.items())
+    assert [told.pop("seeds") for told in found["protocol"].values()] == [3, 3]
+    assert [told.pop("seeds") for told in once["protocol"].values()] == [1, 1]
+    assert found == once, "all else is measured of the first draw"
+
+
+def test_floor_and_gaussians_are_drawn_again_too(run, sprites):
+    files.write_npy(Path("data/test.npy"), sprites[N:].numpy())
+    words = f"sample.n={N // 2}", f"fid.n_reference={N}", "sample.seeds=2"
+    run(*words)
+    reference.main()
+    found = files.read_json(Path("metrics/reference.json"))
+    for key in ("fd_effnet", "kid_effnet"):
+        assert list(rows := found[f"{key}_seeds"]) == ["floor", "pixel_gaussian"], (
+            "64 images are too few for the others"
+        )
+        assert all(len(set(values)) == 2 and values[0] == found[key][row] for row, values in rows.items())
+    assert found["protocol"]["floor"]["seeds"] == found["protocol"]["pixel_gaussian"]["seeds"] == 2
+
+    run(*words, f"sample.n={N}")  # no other test images are left
+    reference.main()
+    found = files.read_json(Path("metrics/reference.json"))
+    assert list(found["fd_effnet_seeds"]) == ["pixel_gaussian"] and found["protocol"]["floor"]["seeds"] == 1
+
+
+def test_a_row_is_drawn_once_or_more(run):
+    with pytest.raises(UserError, match=r"sample\.seeds = 0 should be 1 or more"):
+        run("sample.seeds=0")
 
 
 def test_every_row_is_checked_before_any_is_drawn(run):

@@ -63,7 +63,9 @@ def schema() -> dict[str, Any]:
     from pofx.eval.sweep import Sweep
 
     families = {name: family.module(name) for name in config.family_names()}
-    sample = dataclasses.make_dataclass("sample", [("n", int), *((f, m.Sample) for f, m in families.items())])
+    sample = dataclasses.make_dataclass(
+        "sample", [("n", int), ("seeds", int), *((f, m.Sample) for f, m in families.items())]
+    )
     configs = {name: module.Config for name, module in families.items()}
     return {"seed": int, "models": tuple[str, ...], "data": Data, "preprocess": Preprocess, **configs,
             "sample": sample, "fid": Fid, "likelihood": Likelihood, "sweep": Sweep, "energy": Energy}  # fmt: skip
@@ -92,6 +94,7 @@ def check(tree: dict[str, Any]) -> None:
     sample = config.build(kinds["sample"], tree["sample"], "sample")
     for name in config.family_names():
         family.draws(name, getattr(sample, name))
+        family.stems(name, sample.seeds)
     further = {f"{key}.models": tree[key]["models"] for key in ("sweep", "energy")}  # of which there may be none
     for key, names in ({"models": tree["models"]} | further).items():
         for name in names:

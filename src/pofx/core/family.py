@@ -172,6 +172,17 @@ def draws(name: str, cfg: Draw) -> dict[str, Any]:
     return rows
 
 
+def stems(row: str, seeds: int) -> list[str]:
+    """What the files of a row are called that is drawn `seeds` times: edm, edm.seed1, edm.seed2.
+
+    Raises:
+        UserError: it is not drawn at all.
+    """
+    if seeds < 1:
+        raise UserError(f"sample.seeds = {seeds} should be 1 or more: images are drawn so many times")
+    return [row, *(f"{row}.seed{k}" for k in range(1, seeds))]
+
+
 def create(name: str, cfg: Any, models: Path) -> Family:
     """A model to be trained; what it needs is loaded from the folder `models`."""
     family = module(name).Model

@@ -54,8 +54,8 @@ class Gaussians:
         far = [np.square((x - self.mean) / self.std).sum(1) for x in _chunks(test)]
         return found | {"pixel_gaussian": _bits(far, np.sum(self.std**-2.0), np.log(self.std).sum(), d)}
 
-    def draw(self, n: int, seed: int) -> dict[str, UInt8[np.ndarray, "n *shape"]]:
-        """n images of each that was not refused, all from the same seed."""
+    def draw(self, n: int, seed: int, only: str | None = None) -> dict[str, UInt8[np.ndarray, "n *shape"]]:
+        """n images of each that was not refused, or of `only` one of them, all from the same seed."""
         d, found = len(self.mean), {}
         ways = {
             "gaussian": (d, lambda z: z @ self.factor.T),
@@ -63,7 +63,7 @@ class Gaussians:
             "pca_gaussian": (min(COMPONENTS, d - 1), lambda z: z @ self.components.T),
         }
         for name, (size, spread) in ways.items():
-            if name in self.refused:
+            if name in self.refused or only not in (None, name):
                 continue
             rng = np.random.default_rng(seed)
             images = np.empty((n, d), np.uint8)

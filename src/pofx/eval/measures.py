@@ -1,5 +1,6 @@
 """What is measured of a set of images, whoever drew them: one list for models, baselines and real images."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,20 @@ def against_train(
         "colour_shift": colour.shift(colour.means(images), colours),
         "saturated": colour.saturated(images),
     }
+
+
+def over_seeds(
+    first: dict[str, Any], further: Iterable[Features], train: Features, keys: Keys, cfg: Fid, seed: int
+) -> dict[str, list[float]]:
+    """Frechet distance and KID of every draw of the same row, as lists under `<key>_seeds`: those in `first`, by
+    `against_train`, and those of `further` draws, against the same subsets of `train`. Nothing where there are none."""
+    found = {key: [first[key]] for key in keys[:2]}
+    for features in further:
+        size = min(cfg.kid_subset_size, len(features), len(train))
+        again = distances.compare(features, train, keys, cfg.kid_subsets, size, seed)
+        for key, values in found.items():
+            values.append(again[key])
+    return {f"{key}_seeds": values for key, values in found.items() if len(values) > 1}
 
 
 def against_test(
