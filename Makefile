@@ -47,11 +47,14 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: setup
+bench: setup  # one by one: a peer that cannot be had leaves its own rows empty, not the others'
+	@grep -v '^#' requirements-bench.txt | while read -r peer; do \
+	    $(BIN)/uv pip install --quiet --python $(BIN)/python "$$peer" -c constraints.txt \
+	    || echo "warning: $$peer cannot be installed, its rows will say so" >&2; done
 	$(BIN)/python -m benchmarks.run
 
-lock: setup  # renew constraints.txt from requirements.txt
-	env -u UV_FIND_LINKS uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --no-header requirements.txt -o constraints.txt
+lock: setup  # renew constraints.txt from requirements.txt and requirements-bench.txt
+	env -u UV_FIND_LINKS uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --no-header requirements.txt requirements-bench.txt -o constraints.txt
 
 clean:  # outputs and scratch; DVC's cache stays, so that `make repro` restores what was trained
 	rm -rf data models samples features report runs dvc_plots .pytest_cache .ruff_cache

@@ -1,60 +1,88 @@
-"""`make bench`: ours against a ceiling or a peer, interleaved in one process, on this machine.
+"""`make bench`: ours against other people's code and against ceilings, on this machine.
 
-- train: the training loop against bare steps (forward, backward, Adam) of the same model on one fixed batch;
-- sample: the family's sampler against as many bare calls of its network as it makes (of an energy-based model, also of
-  presets: forward and the gradient with respect to the image);
-- features: the folded extractor against the package's own forward.
-Writes benchmarks/results/<machine>.json and prints a table. Ratios, not absolute speeds, travel between machines.
+    python -m benchmarks.run [--only PATTERN ...]     all benchmarks, or those whose names match ('loop *')
+    python -m benchmarks.run --list                   their names
+    python -m benchmarks.run --page                   writes the tables of docs/performance.md anew, measures nothing
+
+Sides of a benchmark run in turns within one process (benchmarks/race.py), with the same images, batch, dropout and size
+of network. Ratios, not speeds, travel between machines. Every record is saved to benchmarks/results/<machine>.json as
+soon as it is there; those of earlier runs stay until their benchmark runs again.
 """
 
+import argparse
 import dataclasses
+import fnmatch
+import functools
+import os
 import re
+import resource
+import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from ruamel.yaml import YAML
 
+from benchmarks import page, peers
+from benchmarks.race import Race, Runner, run, seconds, short, stamp
 from pofx.core import config, family, files, loop, machine
 from pofx.core.data import Pool
-from pofx.core.images import to_model
+from pofx.core.errors import UserError
+from pofx.core.images import to_model, to_uint8
 from pofx.core.rng import Noise
 from pofx.core.state import Slot
 from pofx.data.sprites import generate
-from pofx.eval import extractor
-from stages import ROOT, RUNS, run
+from pofx.eval import distances, extractor
+from stages import ROOT, RUNS
+from stages import run as guarded
 from tools import compose
 
-ROUNDS = 5
+RESULTS = ROOT / "benchmarks/results"
+IMAGES = 1280
+NFE = 10
 
 
-def ratio(ours: Callable[[], None], other: Callable[[], None], images: int) -> dict[str, float]:
-    """Images/s of both and the ratio ours/other: median of interleaved rounds after one to warm up."""
-    seconds = {ours: [], other: []}
-    for k in range(ROUNDS + 1):
-        for what in (ours, other):
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            began = time.perf_counter()
-            what()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if k:
-                seconds[what].append(time.perf_counter() - began)
-    pairs = sorted(b / a for a, b in zip(seconds[ours], seconds[other], strict=True))
-    return {
-        "ours images/s": round(images / float(np.median(seconds[ours])), 1),
-        "other images/s": round(images / float(np.median(seconds[other])), 1),
-        "ratio": round(pairs[ROUNDS // 2], 3),
-        "ratio min": round(pairs[0], 3),
-        "ratio max": round(pairs[-1], 3),
-    }
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What benchmarks share."""
+
+    device: torch.device
+    scratch: Path
+
+    @functools.cached_property
+    def images(self) -> np.ndarray:
+        return generate(IMAGES, seed=0)[0]
+
+    @functools.cached_property
+    def pool(self) -> torch.Tensor:
+        return torch.from_numpy(self.images).to(self.device)
+
+    @functools.cached_property
+    def folder(self) -> Path:
+        """The images as PNG files in one class folder, as ImageFolder and the pytorch-fid command want them."""
+        from PIL import Image
+
+        where = self.scratch / "png" / "all"
+        where.mkdir(parents=True)
+        for i, image in enumerate(self.images):
+            Image.fromarray(image.transpose(1, 2, 0)).save(where / f"{i:05d}.png")
+        return where.parent
+
+    @property
+    def half(self) -> bool:
+        """bf16, as scale=gpu has it."""
+        return self.device.type == "cuda"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.half else torch.float32
+
+
+# --- models of ours
 
 
 def build(name: str, cfg: Any = None) -> family.Family:
@@ -64,97 +92,401 @@ def build(name: str, cfg: Any = None) -> family.Family:
     return module.Model(cfg or config.section(name, module.Config), *base)
 
 
-def training(name: str, images: torch.Tensor, device: torch.device) -> dict[str, float]:
-    cfg = config.section(name, family.module(name).Config)
-    steps = 10
-    train = dataclasses.replace(cfg.train, images=steps * cfg.train.batch, rows=1, preview_rows=0, compile=False)
-    model, bare = build(name).to(device), build(name).to(device)
-    for each in (model, bare):
-        each.fetch(RUNS / "weights", RUNS.parent)
-    if train.channels_last:
-        bare.to(memory_format=torch.channels_last)
-    optimiser = torch.optim.Adam([p for p in bare.parameters() if p.requires_grad], lr=1e-5, fused=True)
-    batch = to_model(images[: train.batch])
+def preset(name: str, *words: str) -> tuple[Any, Any]:
+    """Config and Sample of a family, of a preset and a scale."""
+    module, tree = family.module(name), YAML(typ="safe").load(compose.text(list(words)))
+    own = config.build(module.Config, tree[name], name)
+    return own, config.build(module.Sample, tree["sample"][name], f"sample.{name}")
 
-    def ours() -> None:
+
+def looped(model: family.Family, images: torch.Tensor, train: loop.Train, name: str) -> Callable[[], None]:
+    """The training loop, from its start to its saved end."""
+
+    def go() -> None:
         with tempfile.TemporaryDirectory() as folder, Slot(Path(folder), name, []) as slot:
             loop.train(model, Pool(images, train.batch, 0, train.flip), train, 0, slot)
 
+    return go
+
+
+def published(bench: Bench, batch: int, steps: int) -> tuple[Any, Any]:
+    """DDPM as published, at a quarter of its width; and 10 steps of DDIM."""
+    cfg, sample = preset("ddpm", "ddpm=ho2020", "scale=paper")
+    train = dataclasses.replace(
+        cfg.train, batch=batch, images=batch * steps, warmup=0, rows=1, preview_rows=0, compile=False,
+        validation=0, patience=0, precision="bf16" if bench.half else "fp32",
+    )  # fmt: skip
+    net = dataclasses.replace(cfg.net, channels=32)
+    sample = dataclasses.replace(
+        sample, sampler="ddim", steps=NFE, spacing="uniform", eta=0.0, clip=True, guidance=1.0, also={}
+    )
+    return dataclasses.replace(cfg, net=net, train=train, guide=0.0), sample
+
+
+# --- against peers
+
+
+def ddpm_training(bench: Bench) -> dict[str, Any]:
+    batch, steps = 16, 6
+    cfg, _ = published(bench, batch, steps)
+    model, x = build("ddpm", cfg).to(bench.device), to_model(bench.pool[:batch])
+    others = {
+        "diffusers": peers.runner(peers.diffusers_training, cfg.net, x, steps, bench.half),
+        "denoising-diffusion-pytorch": peers.runner(peers.lucidrains_training, cfg.net, x, steps, bench.half),
+    }
+    what = f"DDPM's U-Net as published, {cfg.net.channels} channels, batch {batch}, dropout {cfg.net.dropout:g}"
+    ours = Runner(looped(model, bench.pool, cfg.train, "ddpm"), peers.size(model))
+    return run(Race(what, batch * steps, ours, others, rounds=3, counted=True, dtype=bench.dtype), bench.device)
+
+
+def ddpm_sampling(bench: Bench) -> dict[str, Any]:
+    n = 16
+    cfg, sample = published(bench, n, 1)
+    model = build("ddpm", cfg).to(bench.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+    def ours() -> None:
+        with torch.no_grad(), torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.half):
+            to_uint8(model.sample(Noise(0, 0, n, bench.device), sample)).cpu()
+
+    others = {
+        "bare network": bare(model, ours),
+        "diffusers": peers.runner(peers.diffusers_sampling, cfg.net, n, NFE, bench.device, bench.half),
+        "denoising-diffusion-pytorch": peers.runner(
+            peers.lucidrains_sampling, cfg.net, n, NFE, bench.device, bench.half
+        ),
+    }
+    what = f"DDIM, {NFE} evaluations of DDPM's U-Net as published, {cfg.net.channels} channels, batch {n}"
+    race = Race(what, n, Runner(ours, peers.size(model)), others, rounds=3, counted=True, dtype=bench.dtype)
+    return run(race, bench.device)
+
+
+def vae_training(bench: Bench) -> dict[str, Any]:
+    cfg, _ = preset("vae", "vae=conv", "scale=laptop")
+    batch = cfg.train.batch
+    train = dataclasses.replace(cfg.train, images=IMAGES, rows=1, preview_rows=0, validation=0, patience=0)
+    cfg = dataclasses.replace(cfg, train=train)
+    model, parts = build("vae", cfg).to(bench.device), build("vae", cfg).to(bench.device)
+    other = build("vae", cfg).to(bench.device).train()
+    pythae = (parts.encoder, parts.net, cfg.latent, to_model(bench.pool), batch, bench.scratch / "pythae")
+    others = {
+        "pythae": peers.runner(peers.pythae_training, *pythae),
+        "ImageFolder": peers.runner(peers.folder_training, other, bench.folder, batch, bench.device),
+    }
+    ours = Runner(looped(model, bench.pool, train, "vae"), peers.size(model))
+    return run(Race(f"VAE (vae=conv), batch {batch}", IMAGES, ours, others), bench.device)
+
+
+def loading(bench: Bench) -> dict[str, Any]:
+    batch = 128
+    batches = Pool(bench.pool, batch, 0, flip=True)
+
+    def ours() -> None:
+        for step in range(IMAGES // batch):
+            batches(step)
+
+    others = {"DataLoader": peers.runner(peers.loading, bench.folder, batch, bench.device)}
+    return run(Race(f"batches of {batch}, flipped, on [-1, 1]", IMAGES, Runner(ours), others), bench.device)
+
+
+def codes(bench: Bench) -> dict[str, Any]:
+    n = 256  # as sample.vqprior
+    model = build("vqprior").to(bench.device).eval().requires_grad_(False)
+    u = torch.rand(n, 64, device=bench.device)
+
+    @torch.no_grad()
+    def ours() -> torch.Tensor:
+        return model.draw(u)
+
+    @torch.no_grad()
     def other() -> None:
-        bare.train()
+        drawn = u.new_zeros(n, 0, dtype=torch.long)
+        for i in range(u.shape[1]):
+            rising = model.net(drawn)[:, -1].float().softmax(1).cumsum(1)
+            now = (rising < u[:, i, None] * rising[:, -1:]).sum(1, keepdim=True)
+            drawn = torch.cat([drawn, now], 1)
+
+    parameters = peers.size(model.net)
+    what = f"64 codes each from the transformer of vqprior, batch {n}"
+    others = {"the same without a cache": Runner(other, parameters, 10.0)}
+    return run(Race(what, n, Runner(ours, parameters), others, rounds=2, counted=True), bench.device)
+
+
+# --- distances
+
+
+def inception_features(bench: Bench) -> dict[str, Any]:
+    n = 24 if bench.device.type == "cpu" else 1000
+    weights = peers.inception_weights(bench.images[-16:])
+    path = bench.scratch / "inception.pth"
+    torch.save(weights, path)
+    cfg = dataclasses.replace(
+        config.section("fid", extractor.Fid), extractor="inception", inception_weights=str(path),
+        inception_sha256=files.digest(path),
+    )  # fmt: skip
+    net = extractor.build(cfg, RUNS / "weights", RUNS.parent, bench.device)
+    few = bench.scratch / "few"
+    few.mkdir(exist_ok=True)
+    for name in sorted(bench.folder.rglob("*.png"))[:n]:
+        (few / name.name).hardlink_to(name)
+    others = {"pytorch-fid": peers.runner(peers.pytorch_fid_features, few, weights, bench.device)}
+    ours = Runner(lambda: net.features(bench.images[:n], cfg.batch, "bench"), peers.size(net.net))
+    what = f"features of {n} images by pytorch-fid's InceptionV3, random weights"
+    return run(Race(what, n, ours, others, rounds=2, counted=True), bench.device)
+
+
+def frechet(bench: Bench) -> dict[str, Any]:
+    n, d = 10_000, 2048
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(d, d)).astype(np.float32) / d**0.5
+    x, y = (np.maximum(rng.standard_normal((n, d), np.float32) @ mix + 0.3, 0) for _ in range(2))
+    statistics = np.mean(y, 0), np.cov(y, rowvar=False)
+    others = {"pytorch-fid": peers.runner(peers.pytorch_fid_distance, x, statistics)}
+    what = f"Frechet distance of {n:,} vectors of length {d:,} to {n:,} others; the peer has these others' moments"
+    race = Race(what, 1, Runner(lambda: distances.frechet(x, y)), others, "distances", rounds=1, warm=False)
+    return run(race, bench.device)
+
+
+def fid(bench: Bench) -> dict[str, Any]:
+    """Composed of the two before: the network's time grows as the number of images, and 10,000 take an hour."""
+    found, n = page.read(RESULTS / f"{slug(bench.device)}.json")["rows"], 10_000
+    parts = [found.get("inception features"), found.get("frechet distance")]
+    if not all(part and "pytorch-fid" in part["others"] for part in parts):
+        raise UserError("it is composed of 'inception features' and 'frechet distance': run these first")
+    one, two = parts
+    ours = n / one["ours"]["rate"] + 1 / two["ours"]["rate"]
+    forward, distance = n / one["others"]["pytorch-fid"]["rate"], 1 / two["others"]["pytorch-fid"]["rate"]
+    others = {
+        f"pytorch-fid, {where}": {"rate": short(1 / other), "ratio": short(other / ours), "target": 3.0}
+        for where, other in (("two folders", 2 * forward + distance), ("reference cached", forward + distance))
+    }
+    what = f"FID of {n:,} images against a cached reference, composed of the two before"
+    record = {"what": what, "unit": "FIDs/s", "ours": {"rate": short(1 / ours)}, "others": others, "absent": {}}
+    return record | stamp(os.getloadavg()[0])
+
+
+def lite0_features(bench: Bench) -> dict[str, Any]:
+    cfg, n = config.section("fid", extractor.Fid), 100
+    net = extractor.build(cfg, RUNS / "weights", RUNS.parent, bench.device)
+    peer = extractor.package_forward(bench.device)
+
+    def other() -> None:
+        for part in np.split(bench.images[:n], n // cfg.batch):
+            peer(torch.from_numpy(part).to(bench.device))
+
+    ours = Runner(lambda: net.features(bench.images[:n], cfg.batch, "bench"))
+    others = {"efficientnet-lite-pytorch": Runner(other, None, 1.7)}
+    return run(Race("features by EfficientNet-Lite0, 96x96", n, ours, others, counted=True), bench.device)
+
+
+# --- against bare loops
+
+
+def training(bench: Bench, name: str) -> dict[str, Any]:
+    cfg = config.section(name, family.module(name).Config)
+    steps, device = 10, bench.device
+    train = dataclasses.replace(cfg.train, images=steps * cfg.train.batch, rows=1, preview_rows=0, compile=False)
+    train = dataclasses.replace(train, validation=0, patience=0)
+    model, plain = build(name).to(device), build(name).to(device)
+    for each in (model, plain):
+        each.fetch(RUNS / "weights", RUNS.parent)
+    if train.channels_last:
+        plain.to(memory_format=torch.channels_last)
+    optimiser = torch.optim.Adam([p for p in plain.parameters() if p.requires_grad], lr=1e-5, fused=True)
+    batch = to_model(bench.pool[: train.batch])
+
+    def other() -> None:
+        plain.train()
         for _ in range(steps):
             with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16"):
-                loss = bare(batch)["loss"].mean()
+                loss = plain(batch)["loss"].mean()
             loss.backward()
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
 
-    return ratio(ours, other, steps * train.batch)
+    ours = Runner(looped(model, bench.pool, train, name), peers.size(model))
+    others = {"bare steps": Runner(other, None, 0.95)}
+    what = f"the training loop of {name}, {steps} steps of {train.batch}, from its start to its saved end"
+    return run(Race(what, steps * train.batch, ours, others), device)
 
 
-def sampling(name: str, device: torch.device, preset: str = "") -> dict[str, float]:
-    module = family.module(name)
-    own, cfg = config.section(name, module.Config), config.section(f"sample.{name}", module.Sample)
-    if preset:
-        tree = YAML(typ="safe").load(compose.text([preset]))
-        own = config.build(module.Config, tree[name], name)
-        cfg = config.build(module.Sample, tree["sample"][name], f"sample.{name}")
-    model = build(name, own).to(device, memory_format=torch.channels_last).eval()
+def sampling(bench: Bench, name: str, words: str = "") -> dict[str, Any]:
+    module, n = family.module(name), 64
+    if words:
+        own, cfg = preset(name, words)
+    else:
+        own, cfg = config.section(name, module.Config), config.section(f"sample.{name}", module.Sample)
+    model = build(name, own).to(bench.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+    def ours() -> None:
+        with torch.no_grad():
+            model.sample(Noise(0, 0, n, bench.device), cfg)
+
+    what = f"drawing {n} images from {words or name}"
+    return run(Race(what, n, Runner(ours), {"bare network": bare(model, ours)}), bench.device)
+
+
+def bare(model: family.Family, sampler: Callable[[], None]) -> Runner:
+    """The calls of the network that `sampler` makes, and nothing else; of an energy-based model with the gradient with
+    respect to the image."""
     inputs: list[tuple[torch.Tensor, ...]] = []
     handle = model.net.register_forward_pre_hook(lambda _, given: inputs.append(given))
-    with torch.no_grad():
-        model.sample(Noise(0, 0, 64, device), cfg)
+    sampler()
     handle.remove()
 
-    def other() -> None:
+    def run() -> None:
         for given in inputs:
-            if any(x.requires_grad for x in given):  # a chain needs the gradient with respect to the image
+            if any(x.requires_grad for x in given):
                 leaf = given[0].detach().requires_grad_(True)
                 torch.autograd.grad(model.net(leaf, *given[1:]).sum(), leaf)
             else:
                 with torch.no_grad():
                     model.net(*given)
 
-    def ours() -> None:
-        with torch.no_grad():
-            model.sample(Noise(0, 0, 64, device), cfg)
-
-    for p in model.parameters():
-        p.requires_grad_(False)
-    return ratio(ours, other, 64)
+    return Runner(run, None, 0.9 if any(x.requires_grad for x in inputs[0]) else 0.95)
 
 
-def features(images: np.ndarray, device: torch.device) -> dict[str, float]:
-    cfg = config.section("fid", extractor.Fid)
-    net = extractor.build(cfg, RUNS / "weights", RUNS.parent, device)
-    peer = extractor.package_forward(device)
-
-    def other() -> None:
-        for part in np.split(images, len(images) // cfg.batch):
-            peer(torch.from_numpy(part).to(device))
-
-    return ratio(lambda: net.features(images, cfg.batch, "bench"), other, len(images))
+# --- seconds
 
 
-def main() -> None:
-    device = machine.device()
-    images = generate(1000, seed=0)[0]
-    pool = torch.from_numpy(images).to(device)
-    rows = {"features": features(images[:100], device)}
-    for name in config.family_names():
-        rows[f"train {name}"] = training(name, pool, device)
-        if name != "vqprior":  # calls of a network with a cache cannot be repeated as they were recorded
-            rows[f"sample {name}"] = sampling(name, device)
-    for preset in ("ebm=igebm", "ebm=icd"):
-        rows[f"sample {preset}"] = sampling("ebm", device, preset)
-    called = machine.name(device)
-    table = pd.DataFrame(rows).T
-    print(f"\n{called}, torch {torch.__version__}, median of {ROUNDS} interleaved rounds\n\n{table.to_markdown()}")
-    slug = re.sub(r"[^a-z0-9]+", "-", called.lower()).strip("-")
-    files.write_json(
-        ROOT / f"benchmarks/results/{slug}.json", {"machine": called, "torch": torch.__version__, "rows": rows}
+def start_up(bench: Bench) -> dict[str, Any]:
+    """A stage that trains, told to stop after its first step: imports, images, model, step, saved state."""
+    where = bench.scratch / "stage"
+    (where / "data").mkdir(parents=True)
+    (where / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    files.write_npy(where / "data/train.npy", np.repeat(bench.images, 16, 0)[:20_000])
+    environment = os.environ | {"DVC_ROOT": str(where), "PYTHONPATH": str(ROOT), "FRESH": "1"}
+    stage = ("-m", "stages.train", "ddpm", "--minutes", "0")
+    record = clocked("python -m stages.train ddpm, to its first step", 2.0, stage, where, environment, 75)
+    return record | {"of which import torch": clocked("", 0, ("-c", "import torch"), where, environment)["seconds"]}
+
+
+def no_op(bench: Bench) -> dict[str, Any]:
+    """`dvc repro` of a finished run. Asked before whether it is one: nothing is trained for a benchmark."""
+    told = subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "--json"], cwd=ROOT, capture_output=True, text=True, check=False
     )
+    if told.returncode or told.stdout.strip() != "{}":
+        raise UserError("the workspace is no finished run (`dvc status`): `make repro` first")
+    return clocked("dvc repro, nothing to do", 5.0, ("-m", "dvc", "repro"), ROOT, dict(os.environ))
+
+
+def clocked(
+    what: str, limit: float, words: tuple[str, ...], where: Path, environment: dict[str, str], code: int = 0
+) -> dict[str, Any]:
+    """Median of three starts of Python with these words, in seconds of the clock and of the processor."""
+    load, walls, used = os.getloadavg()[0], [], []
+
+    def go() -> None:
+        done = subprocess.run(
+            [sys.executable, *words], cwd=where, env=environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode != code:
+            raise UserError(f"{' '.join(words)} ended with {done.returncode}: {done.stderr.strip()[-200:]}")
+
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        walls.append(seconds(go)[0])
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    found = {"what": what, "seconds": short(float(np.median(walls))), "fastest": short(min(walls))}
+    return found | {"cpu seconds": short(float(np.median(used))), "target": limit} | stamp(load)
+
+
+def cost(bench: Bench) -> dict[str, Any]:
+    """Seconds (on a CPU those of the processor) of drawing from DDPM against images, evaluations and the batch."""
+    cfg, sample = preset("ddpm", "ddpm=cosine", "scale=laptop")
+    model = build("ddpm", cfg).to(bench.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    sample = dataclasses.replace(sample, sampler="ddim", clip=False, also={})
+
+    def draw(n: int, nfe: int, batch: int) -> Callable[[], None]:
+        @torch.no_grad()
+        def go() -> None:
+            for start in range(0, n, batch):
+                how = dataclasses.replace(sample, steps=nfe)
+                model.sample(Noise(0, start, min(n, start + batch), bench.device), how)
+
+        return go
+
+    points = {
+        "images": {n: draw(n, 5, 64) for n in (64, 128, 192, 256)},
+        "evaluations": {k: draw(64, k, 64) for k in (5, 10, 15, 20)},
+        "batch": {b: draw(256, 5, b) for b in (64, 128, 256)},
+    }
+    draw(64, 5, 64)()
+    load, found = os.getloadavg()[0], {}
+    for axis, each in points.items():
+        took: dict[int, list[float]] = {size: [] for size in each}
+        for _ in range(3):
+            for size, go in each.items():
+                took[size].append(seconds(go)[bench.device.type == "cpu"])
+        found[axis] = {str(size): short(min(times)) for size, times in took.items()}  # other work only ever adds
+    what = "drawing from DDPM (scale=laptop): images at 5 evaluations in batches of 64; evaluations for 64 images; "
+    record = {"what": what + "the batch for 256 images at 5", "curves": found} | stamp(load)
+    page.plot(record, RESULTS / f"{slug(bench.device)}-cost.png")
+    return record
+
+
+def benchmarks() -> dict[str, Callable[[Bench], dict[str, Any]]]:
+    """Every benchmark by name; those that explain most come first."""
+    found: dict[str, Callable[[Bench], dict[str, Any]]] = {
+        "ddpm training": ddpm_training,
+        "ddpm sampling": ddpm_sampling,
+        "vae training": vae_training,
+        "data": loading,
+        "codes": codes,
+        "inception features": inception_features,
+        "frechet distance": frechet,
+        "fid": fid,
+        "lite0 features": lite0_features,
+        "start-up": start_up,
+        "no-op repro": no_op,
+        "cost": cost,
+    }
+    for name in config.family_names():
+        found[f"loop {name}"] = functools.partial(training, name=name)
+        if name != "vqprior":  # calls of a network with a cache cannot be repeated as they were recorded
+            found[f"sampler {name}"] = functools.partial(sampling, name=name)
+    for words in ("ebm=igebm", "ebm=icd"):
+        found[f"sampler {words}"] = functools.partial(sampling, name="ebm", words=words)
+    return found
+
+
+def slug(device: torch.device) -> str:
+    """The machine's name as a file's."""
+    return re.sub(r"[^a-z0-9]+", "-", machine.name(device).lower()).strip("-")
+
+
+def main(only: list[str]) -> None:
+    device, known = machine.device(), benchmarks()
+    chosen = [name for name in known if not only or any(fnmatch.fnmatch(name, pattern) for pattern in only)]
+    if not chosen:
+        raise UserError(f"no benchmark is called {' or '.join(only)}: they are {', '.join(known)}")
+    path = RESULTS / f"{slug(device)}.json"
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(device, Path(scratch))
+        for name in chosen:
+            print(f"\n--- {name}", file=sys.stderr, flush=True)
+            try:
+                record = known[name](bench)
+            except UserError as error:
+                print(f"{name}: not measured: {error}", flush=True)
+                continue
+            kept = page.read(path) | {"machine": machine.name(device), "torch": torch.__version__}
+            kept["rows"] = {key: row for key in known if (row := {**kept["rows"], name: record}.get(key))}
+            files.write_json(path, kept)
+            print(page.line(name, record), flush=True)
+    page.write(ROOT / "docs/performance.md", RESULTS)
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="names or patterns of benchmarks")
+    parser.add_argument("--list", action="store_true", help="print their names")
+    parser.add_argument("--page", action="store_true", help="write docs/performance.md anew from what was measured")
+    arguments = parser.parse_args()
+    if arguments.list:
+        print("\n".join(benchmarks()))
+    elif arguments.page:
+        guarded(page.write, ROOT / "docs/performance.md", RESULTS)
+    else:
+        guarded(main, arguments.only)

@@ -58,11 +58,13 @@ def test_frechet_is_symmetric_and_agrees_with_sqrtm():
     assert distances.frechet(y, x) == pytest.approx(want, rel=1e-8)
 
 
-@pytest.mark.parametrize("dead", [0, 40])
-def test_frechet_of_singular_covariances(dead):
-    """With fewer vectors than dimensions, or dimensions that never fire: the nuclear norm of Y'X is the same trace."""
-    x, y = features(50, 100, 0), features(80, 100, 1, shift=0.1)
+@pytest.mark.parametrize(("n", "dead", "copied"), [(50, 0, 0), (50, 40, 0), (300, 40, 0), (300, 0, 30)])
+def test_frechet_of_singular_covariances(n, dead, copied):
+    """With fewer vectors than dimensions, dimensions that never fire, or that say the same: the nuclear norm of Y'X is
+    the same trace."""
+    x, y = features(n, 100, 0), features(350, 100, 1, shift=0.1)
     x[:, :dead] = 0
+    x[:, :copied] = x[:, copied : 2 * copied] * (1 + 1e-9)
     a, b = ((v - v.mean(0)) / np.sqrt(len(v) - 1) for v in (x, y))
     want = (
         np.square(x.mean(0) - y.mean(0)).sum()

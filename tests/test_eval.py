@@ -85,9 +85,13 @@ def weights() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     net = inception_v3(num_classes=1008, aux_logits=False, weights=None, init_weights=False)
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):  # not the identity, and features of a visible size
-            module.running_var.uniform_(0.01, 0.1)
-            module.running_mean.normal_(0, 0.1)
+        if isinstance(module, nn.BatchNorm2d):  # statistics of what it sees, so that features have a scale
+            module.momentum = None
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.1)
+    with torch.no_grad():
+        x = torch.from_numpy(pictures(4)).float() / 127.5 - 1
+        net.train()(nn.functional.interpolate(x, (299, 299), mode="bilinear"))
     return net.state_dict()
 
 
@@ -105,6 +109,30 @@ def test_inception_agrees_with_pytorch_fid(weights, monkeypatch, tmp_path):
     assert got.shape == (2, 2048) and np.abs(want).max() > 1e-3
     assert np.linalg.norm(got - want) < 1e-4 * np.linalg.norm(want)
     assert net.keys[0] == "fd_inception", "random weights give no FID"
+
+
+def bilinear(image: np.ndarray, side: int) -> np.ndarray:
+    """(h, w) -> (side, side), by hand: pixels are squares, their values lie at the centres, edges go on as they are."""
+    for axis in (0, 1):
+        size = image.shape[axis]
+        at = ((np.arange(side) + 0.5) * size / side - 0.5).clip(0, size - 1)
+        low = np.floor(at).astype(int)
+        share = (at - low).reshape((-1, 1) if axis == 0 else (1, -1))
+        high = (low + 1).clip(max=size - 1)
+        image = image.take(low, axis) * (1 - share) + image.take(high, axis) * share
+    return image
+
+
+def test_inception_sees_images_enlarged_by_the_book(weights):
+    seen = []
+    net = extractor.Inception(weights)
+    net.net.blocks[0].register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    x = pictures(1)
+    with torch.no_grad():
+        net(torch.from_numpy(x))
+    want = np.stack([bilinear(channel / 255.0, 299) for channel in x[0]]) * 2 - 1
+    assert seen[0].shape == (1, 3, 299, 299)
+    np.testing.assert_allclose(seen[0][0].numpy(), want, atol=2e-5)
 
 
 def test_only_the_true_weights_are_called_fid(weights, monkeypatch, tmp_path):

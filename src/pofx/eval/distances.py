@@ -37,9 +37,7 @@ def frechet(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> float:
         |mean_x - mean_y|^2 + tr Sx + tr Sy - 2 tr (Sx Sy)^(1/2)
 
     With any factor Sx = R'R the last trace is the sum of the roots of the eigenvalues of R Sy R', which is symmetric:
-    no matrix square root, no complex numbers. R comes from a QR of the smaller set. It is the Cholesky factor of Sx,
-    but found without forming Sx: so it exists for singular covariances as well (fewer vectors than dimensions, dead
-    features), and nothing needs to be added to the diagonal.
+    no matrix square root, no complex numbers, and nothing is added to the diagonal where a covariance is singular.
 
     Raises:
         UserError: fewer than two vectors on a side.
@@ -82,11 +80,22 @@ def _frechet(x: Float[np.ndarray, "n d"], mean: Float64[np.ndarray, " d"], s: Fl
     mean_x = x.mean(0)
     x = (x - mean_x) / math.sqrt(len(x) - 1)
     traces = np.square(x).sum() + np.trace(s)
-    (r,) = scipy.linalg.qr(x, mode="r", overwrite_a=True, check_finite=False)
-    r = r[: x.shape[1]]  # of n rows, those below the triangle are zero
+    r = _factor(x)
     eigenvalues = scipy.linalg.eigvalsh(r @ s @ r.T, overwrite_a=True, check_finite=False)
     cross = np.sqrt(np.maximum(eigenvalues, 0)).sum()  # rounding leaves zeros at about -1e-16 of the largest
     return float(np.square(mean_x - mean).sum() + traces - 2 * cross)
+
+
+def _factor(x: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, "k d"]:
+    """R with R'R = x'x: `x` itself if it has no more rows than columns, else a Cholesky factor of x'x. Its pivots go in
+    falling order and end where rounding begins, so that it exists for singular matrices too (dead features)."""
+    if len(x) <= x.shape[1]:
+        return x
+    s = x.T @ x
+    triangle, order, rank, _ = scipy.linalg.lapack.dpstrf(s, tol=np.finfo(np.float64).eps * s.diagonal().max())
+    r = np.zeros_like(s)
+    r[:, order - 1] = np.triu(triangle)
+    return r[:rank]
 
 
 def kid(
