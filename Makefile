@@ -22,8 +22,9 @@ $(BIN)/.installed: requirements.txt constraints.txt
 repro: setup
 	@touch $(BIN)/.began
 	$(BIN)/python -m tools.compose --check
-	@# the report alone: and so the families in `models`, and what they need
-	$(BIN)/dvc repro report
+	@# the families in `models`, and what they need; `dvc repro` alone runs every family
+	$(BIN)/dvc repro $$($(BIN)/python -m tools.parallel --list)
+	$(BIN)/dvc repro -s report
 	@# the report stage prints the table; where there was nothing to do, print it here
 	@test report/index.html -nt $(BIN)/.began || $(BIN)/python -m stages.report --table
 

@@ -43,8 +43,10 @@ DAG = {
     "train_vqprior": entry("vqprior", "models/vqprior", "data.json", "models/vqvae"),
     "train_edm": entry("edm", "models/edm", "data.json", seconds=3),
     "sample": entry("sample", "samples/${item.model}", "models/${item.model}", **MATRIX),
+    "train_ncsn": entry("ncsn", "models/ncsn", "data.json"),
+    "explore": entry("explore", "explore.json", "data.json"),
     "reference": entry("reference", "reference.json", "data.json"),
-    "report": entry("report", "report.json", "samples", "reference.json"),
+    "report": entry("report", "report.json", "models", "samples", "reference.json", "explore.json"),
 }
 
 
@@ -94,6 +96,7 @@ def test_families_run_at_the_same_time_and_one_that_fails_is_named(repository):
     assert vqvae["ended"] <= vqprior["began"] and vqvae["CUDA_VISIBLE_DEVICES"] is None
     assert vqvae["OMP_NUM_THREADS"] == str(os.cpu_count())
     assert (repository / "report.json").exists()
+    assert not (repository / "models/ncsn").exists(), "which is none of the models that were asked for"
 
 
 def test_it_stops_when_it_is_asked_to(repository):
@@ -128,3 +131,11 @@ def test_jobs_of_the_project(monkeypatch):
     found = parallel.jobs(dag, ("vqprior", "edm"), Path("logs"))
     assert found["vqvae"].stages == ["train_vqvae"] and found["vqprior"].needs == {"vqvae"}
     assert found["edm"].stages == ["train_edm", "sample@edm", "fid@edm", "sweep@edm"]
+    asked = parallel.targets(dag, ("vqprior", "edm"))
+    assert asked[:4] == ["explore", "reference", "train_vqprior", "train_edm"]
+    matrices = [stage for stage, entry in dag.items() if "matrix" in entry]
+    assert {target.partition("@")[0] for target in asked[4:]} == set(matrices)
+    # What is neither asked for nor the report has to be needed by what is.
+    assert set(dag) - {target.partition("@")[0] for target in asked} == {
+        "download", "preprocess", *(s for s in dag if s.startswith("train_") and s not in asked), "report",
+    }  # fmt: skip

@@ -2,7 +2,11 @@
 
 DVC runs one stage after the other, and two plain `dvc repro` block each other; single stages (`dvc repro -s`) of
 different families do not. So what all share is made first, then every worker takes one family after the other and runs
-its stages, and `dvc repro report` does what is left. A family that rests on another's training waits for it.
+its stages, and last the report is made. A family that rests on another's training waits for it.
+
+The report reads whole folders, for which `dvc repro report` would train every family that there is. So it is made by
+itself (`-s`) once all that it tells of the families in `models` is there. `--list` prints what makes that, for
+`dvc repro`.
 """
 
 import argparse
@@ -22,7 +26,7 @@ from pofx.core.errors import UserError
 from stages import RUNS, run
 
 REPRO = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro"]
-SHARED, LAST = "reference", "report"  # the stage that, with all it needs, goes before the families, and that after
+SHARED, LAST = ("explore", "reference"), "report"  # stages that go before the families, with all they need; and after
 BUSY, TRIES = "is busy", 20  # what DVC says where another process writes what a stage reads; then it is tried again
 SHOWN = 5  # last lines of a log that failed
 
@@ -56,6 +60,12 @@ def jobs(dag: dict[str, Any], models: tuple[str, ...], logs: Path) -> dict[str, 
         own = [stage for stage, entry in dag.items() if "matrix" in entry and name in _items(entry)]
         found[name] = Job([f"train_{name}", *(f"{stage}@{name}" for stage in own)], needs, logs / f"{name}.log")
     return found
+
+
+def targets(dag: dict[str, Any], models: tuple[str, ...]) -> list[str]:
+    """The stages that, with all that they need, make what the report tells of the families of `models`."""
+    scored = (f"{stage}@{name}" for stage, entry in dag.items() if "matrix" in entry for name in _items(entry))
+    return [*SHARED, *(f"train_{name}" for name in models), *scored]
 
 
 def _items(stage: dict[str, Any]) -> tuple[str, ...]:
@@ -143,25 +153,29 @@ class Crew:
             print("\n".join([f"{name}: failed", *(f"  {line}" for line in text.splitlines()[-SHOWN:])]), flush=True)
 
 
-def main(gpus: str | None, count: int) -> None:
-    environments = workers(gpus, count)
+def main(gpus: str | None, count: int, listing: bool) -> None:
+    environments, models = workers(gpus, count), config.value("models", tuple[str, ...])
     dag = YAML(typ="safe").load(Path("dvc.yaml").read_text())["stages"]
-    crew = Crew(jobs(dag, config.value("models", tuple[str, ...]), RUNS / "parallel"), environments)
-    if subprocess.run([*REPRO, SHARED]).returncode:
-        raise UserError(f"`dvc repro {SHARED}` failed, which all families need: see above")
+    if listing:
+        print(*targets(dag, models))
+        return
+    crew = Crew(jobs(dag, models, RUNS / "parallel"), environments)
+    if subprocess.run([*REPRO, *SHARED]).returncode:
+        raise UserError(f"`dvc repro {' '.join(SHARED)}` failed, which all families need: see above")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: setattr(crew, "stopping", True))
     crew.work()
     if crew.failed:
         reasons = "; ".join(f"{name} ({why})" for name, why in crew.failed.items())
         raise UserError(f"not finished: {reasons}. The others are; the same command goes on")
-    if subprocess.run([*REPRO, LAST]).returncode:
-        raise UserError(f"`dvc repro {LAST}` failed: see above")
+    if subprocess.run([*REPRO, "-s", LAST]).returncode:
+        raise UserError(f"`dvc repro -s {LAST}` failed: see above")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gpus", help="numbers of GPUs, such as 0,1: a worker for each")
     parser.add_argument("--workers", type=int, default=2, help="without GPUs")
+    parser.add_argument("--list", action="store_true", help="print the stages that the report needs, and run nothing")
     arguments = parser.parse_args()
-    run(main, arguments.gpus, arguments.workers)
+    run(main, arguments.gpus, arguments.workers, arguments.list)
