@@ -33,8 +33,8 @@ repro-parallel: setup
 	$(BIN)/python -m tools.compose --check
 	$(BIN)/python -m tools.parallel $(if $(GPUS),--gpus $(GPUS)) $(if $(WORKERS),--workers $(WORKERS))
 
-test: setup
-	$(BIN)/python -m pytest
+test: setup  # files two at a time, each on one core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # For tests/test_page.py, which is skipped where there is no Chromium.
 browser:
