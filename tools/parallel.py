@@ -6,7 +6,7 @@ its stages, and last the report is made. A family that rests on another's traini
 
 The report reads whole folders, for which `dvc repro report` would train every family that there is. So it is made by
 itself (`-s`) once all that it tells of the families in `models` is there. `--list` prints what makes that, for
-`dvc repro`.
+`dvc repro`: nothing where it is everything.
 """
 
 import argparse
@@ -63,9 +63,14 @@ def jobs(dag: dict[str, Any], models: tuple[str, ...], logs: Path) -> dict[str, 
 
 
 def targets(dag: dict[str, Any], models: tuple[str, ...]) -> list[str]:
-    """The stages that, with all that they need, make what the report tells of the families of `models`."""
-    scored = (f"{stage}@{name}" for stage, entry in dag.items() if "matrix" in entry for name in _items(entry))
-    return [*SHARED, *(f"train_{name}" for name in models), *scored]
+    """The stages that, with all that they need, make what the report tells of the families of `models`; none where
+    these are all families, and so all stages. Ends of the graph alone: DVC looks at everything once for each."""
+    if len(jobs(dag, models, Path())) == sum(stage.startswith("train_") for stage in dag):
+        return []
+    matrices = {stage: entry for stage, entry in dag.items() if "matrix" in entry}
+    read = {dep for entry in matrices.values() for dep in entry["deps"]}
+    ends = [stage for stage, entry in matrices.items() if not read & set(map(str, entry["outs"]))]
+    return ["explore", *(f"{stage}@{name}" for stage in ends for name in _items(matrices[stage]))]
 
 
 def _items(stage: dict[str, Any]) -> tuple[str, ...]:
