@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterable, Sequence
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 INK, GRID = "#808890", "#80889033"
@@ -108,24 +109,42 @@ def bars(table: pd.DataFrame, keys: Sequence[str], tints: dict[str, str], path: 
 def cost(table: pd.DataFrame, key: str, tints: dict[str, str], path: Path) -> None:
     """Frechet distance against its cost: seconds of training, and seconds to draw 1,000 images (both on log axes)."""
     figure = Figure(figsize=(9, 3.1), layout="constrained")
-    families = table.drop(index="floor")
+    families, drawn = table.drop(index="floor"), []
     panels = (("train_seconds", "seconds of training"), ("sample_seconds_per_1000", "seconds per 1,000 images drawn"))
     for i, (column, label) in enumerate(panels):
         ax = _dress(figure.add_subplot(1, 2, i + 1), "" if i else "Frechet distance, smaller is better; dashed: floor")
         ax.set_xscale("log")
         seconds = families[column].clip(lower=0.01)  # a very short run may have been rounded to nothing
-        for f, x in seconds.items():
-            y = families.at[f, key]
-            ax.scatter(x, y, s=55, color=tints[f], zorder=3)
-            below = (families.loc[seconds == x, key] > y).any()  # rows of one model cost the same training
-            style = {"color": to_rgb(tints[f]), "fontsize": 9}
-            ax.annotate(f, (x, y), (7, -12 if below else 5), textcoords="offset points", **style)
+        places = {f: (x, families.at[f, key]) for f, x in seconds.items()}
+        ax.scatter(*zip(*places.values(), strict=True), s=55, c=[tints[f] for f in places], zorder=3)
+        drawn.append((ax, places))
         ax.axhline(table.at["floor", key], color=INK, linestyle="--", linewidth=1)
         ax.set_ylim(0, 1.15 * families[key].max())
         ax.set_xlim(seconds.min() / 2, seconds.max() * 4)  # room for the names
         ax.set_xlabel(label, color=INK, fontsize=8)
         _plain(ax, seconds)
+    figure.draw_without_rendering()  # only then is known where things stand
+    for ax, places in drawn:
+        _name(ax, places, tints)
     _save(figure, path)
+
+
+def _name(ax: Axes, places: dict[str, tuple[float, float]], tints: dict[str, str]) -> None:
+    """A name beside every point: in the panel and over no other name or point, if there is such a place."""
+    at = {f: ax.transData.transform(place) for f, place in places.items()}
+    taken = {f: Bbox.from_extents(*(where - 5), *(where + 5)) for f, where in at.items()}
+    for f in sorted(places, key=lambda f: -places[f][1]):
+        style = {"color": to_rgb(tints[f]), "fontsize": 9, "textcoords": "offset points", "in_layout": False}
+        for (right, up), side in product(((8, -3), (7, 6), (7, -12), (7, 16), (7, -22)), ("left", "right")):
+            said = ax.annotate(f, places[f], (right if side == "left" else -right, up), ha=side, **style)
+            box = said.get_window_extent()
+            inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1
+            if inside and not any(box.overlaps(other) for name, other in taken.items() if name != f):
+                break
+            said.remove()
+        else:
+            said = ax.annotate(f, places[f], (7, 6), **style)
+        taken[f"name of {f}"] = said.get_window_extent()
 
 
 def nfe(sweeps: dict[str, dict[str, Any]], floor: float, path: Path) -> None:
