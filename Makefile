@@ -19,17 +19,9 @@ $(BIN)/.installed: requirements.txt constraints.txt
 	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python -r requirements.txt -c constraints.txt
 	touch $@
 
-repro: setup
-	@touch $(BIN)/.began
-	$(BIN)/python -m tools.compose --check
-	@# the families in `models`, and what they need; `dvc repro` alone runs every family
-	$(BIN)/dvc repro $$($(BIN)/python -m tools.parallel --list)
-	$(BIN)/dvc repro -s report
-	@# the report stage prints the table; where there was nothing to do, print it here
-	@test report/index.html -nt $(BIN)/.began || $(BIN)/python -m stages.report --table
-
-# Several families at the same time: GPUS=0,1 gives each a GPU, WORKERS=2 a share of the CPU's cores.
-repro-parallel: setup
+# Several stages at a time: on a CPU as many as there are cores, up to 4; with GPUs one on each. WORKERS=1: one after the
+# other, with live progress bars; GPUS=0,1: on these.
+repro repro-parallel: setup
 	$(BIN)/python -m tools.compose --check
 	$(BIN)/python -m tools.parallel $(if $(GPUS),--gpus $(GPUS)) $(if $(WORKERS),--workers $(WORKERS))
 

@@ -14,9 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # Scratch: the parent repository's, also where DVC runs the stage in a throw-away clone.
 RUNS = Path(os.environ.get("DVC_ROOT", ROOT)) / "runs"
 sys.path.insert(0, str(ROOT / "src"))
+# Those that this process may use: a container or a batch system may grant fewer than there are. macOS cannot say.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 # PyTorch's threads hold both of two cores, and NumPy's linear algebra is faster without a second one of its own:
 # fid@ncsn took 15 s in place of 20. To be said before NumPy is imported.
-if (os.cpu_count() or 1) <= 2:
+if CORES <= 2:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from pofx.core.errors import UserError

@@ -53,7 +53,7 @@ def _launched(main: Callable[..., None], *args) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    told = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))} | os.environ
+    told = {"OMP_NUM_THREADS": str(max(1, stages.CORES // count))} | os.environ
     told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": asked, "LOCAL_WORLD_SIZE": asked}
     command = [sys.executable, *sys.orig_argv[1:]]
     copies = [subprocess.Popen(command, env=told | {"RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(count)]

@@ -1,8 +1,9 @@
-"""Several families at a time, by DVC, in a repository whose stages only note when they ran."""
+"""Several stages at a time, by DVC, in a repository whose stages only note when they ran."""
 
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import defaults
+from fake_run import fake_metrics
 from ruamel.yaml import YAML
 
-from pofx.core import config
+from pofx.core import config, files
 from pofx.core.errors import UserError
-from tools import parallel
+from stages import CORES
+from tools import compose, parallel
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGE = """
@@ -22,6 +27,7 @@ import json, os, sys, time
 from pathlib import Path
 name, out, *seconds = sys.argv[1:]
 began = time.time()
+print(f"{name} is at work", flush=True)
 if Path(f"break_{name}").exists():
     sys.exit(f"error: {name} breaks")
 time.sleep(float(seconds[0]) if seconds else 0)
@@ -36,17 +42,20 @@ def entry(name: str, out: str, *deps: str, seconds: float = 0, **more) -> dict:
 
 
 MATRIX = {"matrix": {"model": "${models}"}}
+TABLE = "report/index.html"  # its last line
+SCORED = ("reference.json", "samples/${item.model}", "models/${item.model}")
 DAG = {
     "preprocess": entry("preprocess", "data.json"),
+    "explore": entry("explore", "explore.json", "data.json"),
+    "reference": entry("reference", "reference.json", "data.json"),
     "train_vae": entry("vae", "models/vae", "data.json", seconds=3),
     "train_vqvae": entry("vqvae", "models/vqvae", "data.json"),
     "train_vqprior": entry("vqprior", "models/vqprior", "data.json", "models/vqvae"),
     "train_edm": entry("edm", "models/edm", "data.json", seconds=3),
-    "sample": entry("sample", "samples/${item.model}", "models/${item.model}", **MATRIX),
     "train_ncsn": entry("ncsn", "models/ncsn", "data.json"),
-    "explore": entry("explore", "explore.json", "data.json"),
-    "reference": entry("reference", "reference.json", "data.json"),
-    "report": entry("report", "report.json", "models", "samples", "reference.json", "explore.json"),
+    "sample": entry("sample", "samples/${item.model}", "models/${item.model}", **MATRIX),
+    "fid": entry("fid", "scores/${item.model}", *SCORED, **MATRIX),
+    "report": entry("report", "report.json", "models", "samples", "scores", "reference.json", "explore.json"),
 }
 
 
@@ -57,6 +66,11 @@ def repository(tmp_path_factory) -> Path:
     (folder / "params.yaml").write_text("models: [vae, edm, vqprior]\n")
     with open(folder / "dvc.yaml", "w") as file:
         YAML().dump({"stages": DAG}, file)
+    told = json.dumps(fake_metrics()).replace('"ebm"', '"edm"').replace('"ncsn"', '"vqprior"')
+    files.write_json(folder / "metrics/reference.json", json.loads(told))
+    for part in ("train/{}", "time/train_{}", "time/sample_{}", "fid/{}"):  # what the table is made of
+        for model in ("vae", "edm", "vqprior"):
+            files.write_json(folder / f"metrics/{part.format(model)}.json", {})
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, cwd=folder, check=True)
     return folder
@@ -78,59 +92,149 @@ def read(folder: Path, name: str) -> dict:
     return json.loads((folder / name).read_text())
 
 
-def test_families_run_at_the_same_time_and_one_that_fails_is_named(repository):
+def begun(output: str) -> set[str]:
+    return set(re.findall(r"^(\S+) +\| begins", output, re.MULTILINE))
+
+
+def rewrite(folder: Path, old: str, new: str) -> None:
+    """Change the commands of dvc.yaml."""
+    dag = YAML(typ="safe").load((folder / "dvc.yaml").read_text())
+    for stage in dag["stages"].values():
+        stage["cmd"] = re.sub(old, new, stage["cmd"])
+    with open(folder / "dvc.yaml", "w") as file:
+        YAML().dump(dag, file)
+
+
+def test_stages_run_at_the_same_time_and_one_that_fails_is_named(repository):
     (repository / "break_vqvae").touch()
     output, code = finished(start(repository, "--gpus", "3,1"))
-    assert code == 1 and "error: vqvae breaks" in output, output
-    assert "vqvae (exit code" in output and "vqprior (vqvae, which it needs, failed)" in output
+    assert code == 1, output
+    failed = "train_vqvae (error: vqvae breaks; see " + str(repository / "runs/parallel/train_vqvae.log")
+    assert failed in output and "train_vqprior, sample@vqprior, fid@vqprior (for want of these)" in output, output
     assert not (repository / "report.json").exists()
     vae, edm = (read(repository, f"models/{name}") for name in ("vae", "edm"))
     assert vae["began"] < edm["ended"] and edm["began"] < vae["ended"], "one after the other"
-    assert {vae["CUDA_VISIBLE_DEVICES"], edm["CUDA_VISIBLE_DEVICES"]} <= {"1", "3"}
+    assert {vae["CUDA_VISIBLE_DEVICES"], edm["CUDA_VISIBLE_DEVICES"]} == {"1", "3"}
+    assert vae["OMP_NUM_THREADS"] == str(max(1, CORES // 2))
+    scored, reference = read(repository, "scores/vae"), read(repository, "reference.json")
+    assert reference["ended"] <= scored["began"], "before what it rests on"
 
-    (repository / "break_vqvae").unlink()
+    assert re.search(r"^train_vae +\| vae is at work$", output, re.MULTILINE), "what a stage says, after its name"
+    assert re.search(r"^train_vqvae +\| error: vqvae breaks$", output, re.MULTILINE)
+    log = (repository / "runs/parallel/train_vae.log").read_text()
+    assert "Updating lock file" in log and "Updating lock file" not in output
+    assert not re.search(r"^\S+ +\| *$", output, re.MULTILINE)
+
+
+def test_a_single_worker_is_dvc_in_the_foreground_and_no_change_is_no_work(repository):
+    (repository / "break_vqvae").unlink(missing_ok=True)
+    done = (repository / "models/vae").read_bytes()
     output, code = finished(start(repository, "--workers", "1"))
-    assert code == 0, output
-    assert read(repository, "models/vae") == vae, "what is up to date runs no more"
+    assert code == 0 and not begun(output), output
+    assert (repository / "models/vae").read_bytes() == done, "what is up to date runs no more"
     vqvae, vqprior = (read(repository, f"models/{name}") for name in ("vqvae", "vqprior"))
-    assert vqvae["ended"] <= vqprior["began"] and vqvae["CUDA_VISIBLE_DEVICES"] is None
-    assert vqvae["OMP_NUM_THREADS"] == str(os.cpu_count())
-    assert (repository / "report.json").exists()
+    assert vqvae["ended"] <= vqprior["began"]
+    assert vqvae["CUDA_VISIBLE_DEVICES"] is None and vqvae["OMP_NUM_THREADS"] is None
     assert not (repository / "models/ncsn").exists(), "which is none of the models that were asked for"
+    assert (repository / "report.json").exists() and "report is at work" in output and TABLE not in output
+
+    for workers in ("1", "2"):
+        output, code = finished(start(repository, "--workers", workers))
+        assert code == 0 and TABLE in output and "at work" not in output and "Stage" not in output, output
 
 
-def test_it_stops_when_it_is_asked_to(repository):
-    (repository / "stage.py").write_text(STAGE + "# edited\n")
-    dag = YAML(typ="safe").load((repository / "dvc.yaml").read_text())
-    for stage in dag["stages"].values():
-        stage["cmd"] = re.sub(r" 3$", " 30.0", stage["cmd"])
-    with open(repository / "dvc.yaml", "w") as file:
-        YAML().dump(dag, file)
-    process = start(repository, "--workers", "1")
+def test_what_has_changed_and_what_rests_on_it_runs(repository):
+    rewrite(repository, "edm models/edm .*", "edm models/edm 0.0")
+    output, code = finished(start(repository, "--workers", "2"))
+    assert code == 0 and begun(output) == {"train_edm", "sample@edm", "fid@edm"}, output
+    assert "3 of 3" in output and "report is at work" in output
+    rewrite(repository, "(report report.json) .*", r"\1 0.0 ")
+    output, code = finished(start(repository, "--workers", "2"))
+    assert code == 0 and not begun(output) and "report is at work" in output, output
+    rewrite(repository, "(report report.json) .*", r"\1 0")
+    rewrite(repository, "edm models/edm .*", "edm models/edm 3")
+    output, code = finished(start(repository, "--workers", "2"))
+    assert code == 0 and "at work" not in output and TABLE in output, f"all is in the cache\n{output}"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_it_stops_when_it_is_asked_to(repository, workers):
+    rewrite(repository, "(vae|edm) (models/.*) .*", rf"\1 \2 3{workers}.0")
+    process = start(repository, "--workers", workers)
     began = time.monotonic()
     for line in process.stdout:
-        if line.startswith("vae: "):
+        if "is at work" in line:
             break
     process.send_signal(signal.SIGTERM)
     output, code = finished(process)
-    assert code == 1 and "edm (stopped before it began)" in output and time.monotonic() - began < 30, output
+    assert code == 1 and time.monotonic() - began < 30 and "the same command goes on" in output, output
+    if workers == "2":
+        assert "error: stopped with 0 of 10 stages done" in output, output
 
 
-def test_what_is_no_gpu_or_no_worker_is_refused():
+def test_how_many_workers(monkeypatch):
     for gpus in ("", "0,0", "0,x", "-1", "0,"):
         with pytest.raises(UserError, match="should be different numbers of GPUs, such as 0,1"):
             parallel.workers(gpus, 2)
     with pytest.raises(UserError, match="WORKERS = 0 should be 1 or more"):
         parallel.workers(None, 0)
 
+    for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "NPROC"):
+        monkeypatch.delenv(name, raising=False)
+    there = 0
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    for cores, workers, threads in ((1, 1, None), (2, 2, "1"), (4, 4, "1"), (8, 4, "2"), (64, 4, "16")):
+        monkeypatch.setattr(parallel, "CORES", cores)
+        share = {"OMP_NUM_THREADS": threads} if threads else {}
+        assert parallel.workers(None, None) == [share] * workers
+    assert parallel.workers(None, 1) == [{}], "all cores, as PyTorch chooses"
+    monkeypatch.setenv("NPROC", "2")
+    assert parallel.workers(None, None) == [{}], "its processes share the machine"
+    monkeypatch.delenv("NPROC")
+
+    there = 1
+    assert parallel.workers(None, None) == [{}]
+    there = 2
+    two = parallel.workers(None, None)
+    assert two == [{"OMP_NUM_THREADS": "32", "CUDA_VISIBLE_DEVICES": gpu} for gpu in ("0", "1")]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f3a,GPU-77c1,GPU-none")  # PyTorch sees those before a wrong one
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    two = parallel.workers(None, None)
+    assert two == [{"OMP_NUM_THREADS": "5", "CUDA_VISIBLE_DEVICES": gpu} for gpu in ("GPU-8f3a", "GPU-77c1")]
+    assert parallel.workers("3", None) == [{"CUDA_VISIBLE_DEVICES": "3"}]
+
+
+def project(monkeypatch, *models: str) -> dict[str, set[str]]:
+    """What the project's stages need, of these models or of those that are asked for by default."""
+    monkeypatch.setattr(config, "params", lambda path: defaults(*[f"models=[{','.join(models)}]"] * bool(models)))
+    return parallel.graph(YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"])
+
+
+def test_needs_are_those_that_dvc_knows(monkeypatch, tmp_path):
+    needs = project(monkeypatch)
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    (tmp_path / "params.yaml").write_text(compose.text([]))
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "-q", "--no-scm"], cwd=tmp_path, check=True)
+    drawn = subprocess.check_output([*dvc, "dag", "--dot"], cwd=tmp_path, text=True)
+    edges = set(re.findall(r'"(.+)" -> "(.+)";', drawn))
+    assert {(a, b) for a, b in edges if b != "report"} == {(need, stage) for stage in needs for need in needs[stage]}
+
 
 def test_jobs_of_the_project(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    config.params.cache_clear()
-    dag = YAML(typ="safe").load(Path("dvc.yaml").read_text())["stages"]
-    found = parallel.jobs(dag, ("vqprior", "edm"), Path("logs"))
-    assert found["vqvae"].stages == ["train_vqvae"] and found["vqprior"].needs == {"vqvae"}
-    assert found["edm"].stages == ["train_edm", "sample@edm", "fid@edm", "sweep@edm"]
-    asked = parallel.targets(dag, ("vqprior", "edm"))
-    assert asked[0] == "explore" and {target.partition("@")[0] for target in asked[1:]} == {"fid", "sweep", "energy"}
-    assert parallel.targets(dag, ("vae", "vqprior", "ebm", "ncsn", "ddpm", "edm")) == []  # vqprior needs vqvae
+    needs = project(monkeypatch, "vqprior", "edm")
+    assert needs["train_vqprior"] == {"preprocess", "train_vqvae"} and "train_vae" not in needs
+    assert needs["fid@edm"] == {"preprocess", "reference", "train_edm", "sample@edm"} and "report" not in needs
+    order = parallel.ranked(needs)
+    assert all(order.index(need) < order.index(stage) for stage in needs for need in needs[stage])
+    assert order[:4] == ["download", "preprocess", "train_vqvae", "train_vqprior"], "the longest chain first"
+    assert order.index("train_edm") < order.index("reference") < order.index("explore")
+
+    changed = {}
+    answer = lambda *_, **__: subprocess.CompletedProcess([], 0, json.dumps(changed))  # noqa: E731
+    monkeypatch.setattr(subprocess, "run", answer)
+    assert parallel.outdated(needs) == []
+    changed = {"report": []}
+    assert parallel.outdated(needs) == ["report"]
+    changed = {"train_vqvae": [], "train_vae": []}  # the second is nobody's
+    assert parallel.outdated(needs) == ["train_vqvae", "train_vqprior", "sample@vqprior", "fid@vqprior", "report"]

@@ -1,20 +1,25 @@
-"""Train several families at the same time: `python -m tools.parallel --gpus 0,1`, or `--workers 2` on a CPU.
+"""Bring the report up to date with several stages at the same time, which is `make repro`: `python -m tools.parallel`,
+`--gpus 0,1` for a worker on each of these, `--workers 2`. Without either there is one for each GPU, or each core.
 
-DVC runs one stage after the other, and two plain `dvc repro` block each other; single stages (`dvc repro -s`) of
-different families do not. So what all share is made first, then every worker takes one family after the other and runs
-its stages, and last the report is made. A family that rests on another's training waits for it.
+DVC runs one stage after the other, and two plain `dvc repro` block each other; single stages (`dvc repro -s`) of which
+none reads what the other writes do not. So `dvc status` says once what has changed; every stage of which this is true,
+and every one that rests on such a stage, is a job, and workers take jobs as soon as what these read is there. A single
+worker has nothing to share out: that is `dvc repro` in the foreground, with its progress bars.
 
 The report reads whole folders, for which `dvc repro report` would train every family that there is. So it is made by
-itself (`-s`) once all that it tells of the families in `models` is there. `--list` prints what makes that, for
-`dvc repro`: nothing where it is everything.
+itself (`-s`), last, once all that it tells of the families in `models` is there.
 """
 
 import argparse
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,62 +28,84 @@ from ruamel.yaml import YAML
 
 from pofx.core import config
 from pofx.core.errors import UserError
-from stages import RUNS, run
+from stages import CORES, RUNS, run
 
-REPRO = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro"]
-SHARED, LAST = ("explore", "reference"), "report"  # stages that go before the families, with all they need; and after
+DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]
+LAST = "report"
+MOST = 4  # workers on a CPU, if nobody says how many: a training holds about 0.5 GB
 BUSY, TRIES = "is busy", 20  # what DVC says where another process writes what a stage reads; then it is tried again
-SHOWN = 5  # last lines of a log that failed
+CHATTER = re.compile(r"\s*$|Running stage |Updating lock |Use `dvc push`|To (track|enable) |\s+(git add|dvc config) ")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+IGNORED = {number for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN}  # nohup, a script's background
 
 
-@dataclass
-class Job:
-    """One family: its stages, in an order in which they can run, and the families before it."""
+def graph(dag: dict[str, Any]) -> dict[str, set[str]]:
+    """Stage -> the stages whose outputs it reads, written in an order in which they can run.
 
-    stages: list[str]
-    needs: set[str]
-    log: Path
-    tries: int = 0
-    began: float = field(default_factory=time.monotonic)
-    process: subprocess.Popen | None = None
-    worker: dict[str, str] = field(default_factory=dict)
-
-
-def jobs(dag: dict[str, Any], models: tuple[str, ...], logs: Path) -> dict[str, Job]:
-    """What there is to do for every family of `models`, and the trainings that these need.
+    Without the report, and without trainings that nothing else reads: of families that nobody asked for.
 
     Args:
-        dag: `stages` of dvc.yaml, written in an order in which they can run.
-        logs: the folder for what the families' stages print.
+        dag: `stages` of dvc.yaml, in such an order too.
     """
-    found: dict[str, Job] = {}
-    for name in models:
-        deps = dag[f"train_{name}"]["deps"]
-        needs = {dep.removeprefix("models/") for dep in deps if dep.startswith("models/")}
-        for other in sorted(needs - set(models)):
-            found[other] = Job([f"train_{other}"], set(), logs / f"{other}.log")
-        own = [stage for stage, entry in dag.items() if "matrix" in entry and name in _items(entry)]
-        found[name] = Job([f"train_{name}", *(f"{stage}@{name}" for stage in own)], needs, logs / f"{name}.log")
-    return found
+    reads, makers = {}, {}
+    for name, entry in dag.items():
+        for item in _items(entry):
+            stage = f"{name}@{item}" if item else name
+            reads[stage] = _paths(entry, ("deps",), item)
+            makers |= dict.fromkeys(_paths(entry, ("outs", "plots", "metrics"), item), stage)
+    needs = {stage: {makers[path] for path in paths if path in makers} for stage, paths in reads.items()}
+    del needs[LAST]
+    for stage in reversed(list(needs)):
+        if stage.startswith("train_") and not _readers(stage, needs):
+            del needs[stage]
+    return needs
 
 
-def targets(dag: dict[str, Any], models: tuple[str, ...]) -> list[str]:
-    """The stages that, with all that they need, make what the report tells of the families of `models`; none where
-    these are all families, and so all stages. Ends of the graph alone: DVC looks at everything once for each."""
-    if len(jobs(dag, models, Path())) == sum(stage.startswith("train_") for stage in dag):
-        return []
-    matrices = {stage: entry for stage, entry in dag.items() if "matrix" in entry}
-    read = {dep for entry in matrices.values() for dep in entry["deps"]}
-    ends = [stage for stage, entry in matrices.items() if not read & set(map(str, entry["outs"]))]
-    return ["explore", *(f"{stage}@{name}" for stage in ends for name in _items(matrices[stage]))]
+def _items(entry: dict[str, Any]) -> tuple[str, ...]:
+    """Of a stage with a matrix the models, of another one that is no model."""
+    return config.value(entry["matrix"]["model"].strip("${}"), tuple[str, ...]) if "matrix" in entry else ("",)
 
 
-def _items(stage: dict[str, Any]) -> tuple[str, ...]:
-    return config.value(stage["matrix"]["model"].removeprefix("${").removesuffix("}"), tuple[str, ...])
+def _paths(entry: dict[str, Any], keys: tuple[str, ...], item: str) -> list[str]:
+    """What stands under `keys`: paths, or mappings from one to its options."""
+    listed = [path for key in keys for path in entry.get(key, ())]
+    return [(path if isinstance(path, str) else next(iter(path))).replace("${item.model}", item) for path in listed]
 
 
-def workers(gpus: str | None, count: int) -> list[dict[str, str]]:
-    """What is set in the environment of every worker: its GPU, if they have any, and its share of the CPU's cores.
+def _readers(stage: str, needs: dict[str, set[str]]) -> list[str]:
+    return [other for other in needs if stage in needs[other]]
+
+
+def outdated(needs: dict[str, set[str]]) -> list[str]:
+    """The stages that have changed, and all that rest on them; the report with these, or by itself.
+
+    `dvc status`, because it asks once (two thirds of what a `dvc repro` that finds nothing to do takes); it knows only
+    of what has changed already, not of what will.
+    """
+    told = subprocess.run([*DVC, "status", "--json"], stdout=subprocess.PIPE, text=True)
+    if told.returncode:
+        raise UserError("`dvc status` failed: see above")
+    changed, found = json.loads(told.stdout), []
+    for stage in needs:
+        if stage in changed or needs[stage] & set(found):
+            found.append(stage)
+    return [*found, LAST] if found or LAST in changed else []
+
+
+def ranked(needs: dict[str, set[str]]) -> list[str]:
+    """Stages in the order in which workers should take them: those on which the longest chains rest go first."""
+    rest = {}
+    for stage in reversed(list(needs)):
+        rest[stage] = 1 + max((rest[other] for other in _readers(stage, needs)), default=0)
+    return sorted(needs, key=rest.__getitem__, reverse=True)
+
+
+def workers(gpus: str | None, count: int | None) -> list[dict[str, str]]:
+    """What is set in the environment of every worker: its GPU, if it has one of its own, and its share of the cores.
+
+    Without `gpus` and `count` there is a worker for every GPU that PyTorch sees, or without a GPU for every core, up to
+    MOST; where NPROC is set one alone, whose processes share all. OMP_NUM_THREADS holds PyTorch and NumPy's OpenBLAS;
+    what the environment says already stays.
 
     Raises:
         UserError: a GPU is named twice or by no number, or there is no worker.
@@ -86,101 +113,222 @@ def workers(gpus: str | None, count: int) -> list[dict[str, str]]:
     named = gpus.split(",") if gpus is not None else []
     if gpus is not None and not (all(gpu.isdecimal() for gpu in named) and len(set(named)) == len(named)):
         raise UserError(f"GPUS = {gpus!r} should be different numbers of GPUs, such as 0,1")
-    if count < 1:
+    if count is not None and count < 1:
         raise UserError(f"WORKERS = {count} should be 1 or more")
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // (len(named) or count)))}
-    return [threads | {"CUDA_VISIBLE_DEVICES": gpu} for gpu in named] or [threads] * count
+    if gpus is None and count is None:
+        seen = _gpus()
+        if os.environ.get("NPROC", "1") != "1" or len(seen) == 1:
+            count = 1
+        else:
+            named, count = seen, min(CORES, MOST)
+    count = len(named) or count
+    share = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, CORES // count)))} if count > 1 else {}
+    return [share | {"CUDA_VISIBLE_DEVICES": gpu} for gpu in named] or [share] * count
+
+
+def _gpus() -> list[str]:
+    """Names of the GPUs that PyTorch sees, as CUDA_VISIBLE_DEVICES has them: numbers, or UUIDs."""
+    import torch  # late: its import takes longer than all else where nothing is to be done
+
+    count = torch.cuda.device_count()
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return allowed.split(",")[:count] if allowed else [str(i) for i in range(count)]
+
+
+@dataclass
+class Job:
+    """One stage, and the other jobs that have to be done before."""
+
+    needs: set[str]
+    log: Path
+    tries: int = 0
+    began: float = 0.0
+    worker: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen | None = None
+    shown: int = 0  # bytes of the log
 
 
 class Crew:
-    """Workers, and what they have to do.
+    """Workers, and what they have to do. What jobs print goes to their logs, and line by line to stdout.
 
     Attributes:
-        failed: family -> why, in one line.
-        stopping: to be set where the work is to be ended.
+        done: how many stages are.
+        failed: stage -> why, in one line.
+        lost: stages that would need one that failed.
+        stopping: how many times the end was asked for, by a signal.
     """
 
     def __init__(self, todo: dict[str, Job], workers: list[dict[str, str]]):
         self.todo, self.free = todo, list(workers)
         self.running: dict[str, Job] = {}
         self.failed: dict[str, str] = {}
-        self.stopping = self.stopped = False
+        self.lost: list[str] = []
+        self.stopping = self._stopped = 0
+        self.done, self._all, self._width = 0, len(todo), max(map(len, todo), default=0)
 
     def work(self) -> None:
         """Until nothing is left to do."""
         while self.todo or self.running:
-            if self.stopping and not self.stopped:
+            if self.stopping > self._stopped:
                 self._stop()
-            for name, job in list(self.todo.items()):
-                if lost := job.needs & set(self.failed):
-                    del self.todo[name]
-                    self.failed[name] = f"{', '.join(sorted(lost))}, which it needs, failed"
-                elif self.free and not job.needs & (set(self.todo) | set(self.running)):
-                    self._begin(name, self.todo.pop(name))
-            for name, job in list(self.running.items()):
-                if job.process.poll() is not None:
-                    self._end(name, self.running.pop(name))
+            for stage, job in list(self.todo.items()):
+                if job.needs & {*self.failed, *self.lost}:
+                    del self.todo[stage]
+                    self.lost.append(stage)
+                elif self.free and not job.needs & {*self.todo, *self.running}:
+                    self._begin(stage, self.todo.pop(stage))
+            for stage, job in list(self.running.items()):
+                ended = job.process.poll() is not None  # asked first, so that its last words are read too
+                self._show(stage, job, ended)
+                if ended:
+                    self._end(stage, self.running.pop(stage))
             time.sleep(0.1)
 
     def _stop(self) -> None:
-        """End all jobs, whose trainings save their state, and begin no more."""
-        self.stopped = True
-        self.failed |= dict.fromkeys(self.todo, "stopped before it began")
+        """Tell all jobs what Ctrl-C would, upon which trainings save their state, and begin no more."""
+        self._stopped = self.stopping
         self.todo.clear()
         for job in self.running.values():
-            job.tries = TRIES
-            os.killpg(job.process.pid, signal.SIGTERM)
+            _interrupt(job.process)
 
-    def _begin(self, name: str, job: Job) -> None:
-        job.worker, job.tries = self.free.pop(0), job.tries + 1
+    def _begin(self, stage: str, job: Job) -> None:
+        job.worker, job.tries, job.began = self.free.pop(0), job.tries + 1, time.monotonic()
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        with open(job.log, "wb") as log:
-            how = {
-                "env": os.environ | job.worker,
-                "stdout": log,
-                "stderr": subprocess.STDOUT,
-                "start_new_session": True,
-            }
-            job.process = subprocess.Popen([*REPRO, "-s", *job.stages], **how)
         gpu = job.worker.get("CUDA_VISIBLE_DEVICES")
-        print(f"{name}: {', '.join(job.stages)}{f' on GPU {gpu}' if gpu else ''} (tail -f {job.log})", flush=True)
-        self.running[name] = job
+        self._say(stage, f"begins{' again' * (job.tries > 1)}{f' on GPU {gpu}' if gpu else ''}")
+        with open(job.log, "wb") as log:  # a file and no pipe: jobs outlive a crew that is killed
+            job.process = _start("repro", "-s", stage, env=os.environ | job.worker, stdout=log, stderr=log)
+        job.shown = 0
+        self.running[stage] = job
 
-    def _end(self, name: str, job: Job) -> None:
+    def _show(self, stage: str, job: Job, all_of_it: bool) -> None:
+        """What is new in its log; without `all_of_it` not a line that may not be complete."""
+        with open(job.log, "rb") as log:
+            log.seek(job.shown)
+            new = log.read()
+        new = new if all_of_it else new[: new.rfind(b"\n") + 1]
+        job.shown += len(new)
+        for line in new.decode(errors="replace").splitlines():
+            if not CHATTER.match(line):
+                self._say(stage, line)
+
+    def _end(self, stage: str, job: Job) -> None:
         self.free.append(job.worker)
-        text = job.log.read_text(errors="replace")
+        lines = job.log.read_text(errors="replace").splitlines()
         if job.process.returncode == 0:
-            print(f"{name}: done in {(time.monotonic() - job.began) / 60:.1f} minutes", flush=True)
-        elif BUSY in text and job.tries < TRIES:
-            self.todo[name] = job
+            self.done += 1
+            self._say(stage, f"done in {time.monotonic() - job.began:.0f} s, {self.done} of {self._all}")
+        elif self.stopping:
+            self._say(stage, "stopped")
+        elif any(BUSY in line for line in lines) and job.tries < TRIES:
+            self.todo[stage] = job
         else:
-            self.failed[name] = f"exit code {job.process.returncode}, see {job.log}"
-            print("\n".join([f"{name}: failed", *(f"  {line}" for line in text.splitlines()[-SHOWN:])]), flush=True)
+            said = [line for line in lines if line.startswith("error: ")]  # by the stage itself, see stages.run
+            self.failed[stage] = f"{said[-1] if said else f'exit code {job.process.returncode}'}; see {job.log}"
+            self._say(stage, f"failed: {self.failed[stage]}")
+
+    def _say(self, stage: str, line: str) -> None:
+        print(f"{stage:{self._width}} | {line}", flush=True)
 
 
-def main(gpus: str | None, count: int, listing: bool) -> None:
-    environments, models = workers(gpus, count), config.value("models", tuple[str, ...])
-    dag = YAML(typ="safe").load(Path("dvc.yaml").read_text())["stages"]
-    if listing:
-        print(*targets(dag, models))
-        return
-    crew = Crew(jobs(dag, models, RUNS / "parallel"), environments)
-    if subprocess.run([*REPRO, *SHARED]).returncode:
-        raise UserError(f"`dvc repro {' '.join(SHARED)}` failed, which all families need: see above")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: setattr(crew, "stopping", True))
-    crew.work()
+def _start(*words: str, **how) -> subprocess.Popen:
+    """DVC in a session of its own: signals reach it, and what it runs, by way of us alone, and so once."""
+    return subprocess.Popen([*DVC, *words], start_new_session=True, **how)
+
+
+def _interrupt(process: subprocess.Popen) -> None:
+    """As Ctrl-C would: DVC waits for its command to end, and puts its locks away. SIGTERM would end it at once."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+
+
+def _on_signals(do: Callable[[], Any]) -> None:
+    """To be said before anything is started: what we ignore a child would ignore too, but for what has a handler."""
+    for number in SIGNALS:
+        signal.signal(number, lambda number, _: None if number in IGNORED else do())
+
+
+def _foreground(*words: str, **how) -> subprocess.Popen:
+    """_start, with the signals that we get handed on."""
+    started = []
+    _on_signals(lambda: [_interrupt(process) for process in started])
+    started.append(_start(*words, **how))
+    return started[0]
+
+
+def together(needs: dict[str, set[str]], environments: list[dict[str, str]]) -> None:
+    """Run stages by several workers.
+
+    Raises:
+        UserError: some of it failed, or the end was asked for.
+    """
+    logs = RUNS / "parallel"
+    crew = Crew({s: Job(needs[s] & set(needs), logs / f"{s}.log") for s in ranked(needs)}, environments)
+    _on_signals(lambda: setattr(crew, "stopping", crew.stopping + 1))
+    print(f"{len(needs)} stages, {len(environments)} at a time; `make repro WORKERS=1` runs one after the other")
+    try:
+        crew.work()
+    finally:  # where it could not go on, such as for a closed terminal; else none is left
+        for job in crew.running.values():
+            _interrupt(job.process)
     if crew.failed:
-        reasons = "; ".join(f"{name} ({why})" for name, why in crew.failed.items())
-        raise UserError(f"not finished: {reasons}. The others are; the same command goes on")
-    if subprocess.run([*REPRO, "-s", LAST]).returncode:
+        reasons = "; ".join(f"{stage} ({why})" for stage, why in crew.failed.items())
+        lost = f"; {', '.join(crew.lost)} (for want of these)" if crew.lost else ""
+        raise UserError(f"not finished: {reasons}{lost}. The others are done; the same command goes on")
+    if crew.stopping:
+        raise UserError(f"stopped with {crew.done} of {len(needs)} stages done: the same command goes on")
+
+
+def alone(ends: list[str], environment: dict[str, str]) -> None:
+    """Run stages, with all that they need, one after the other in the foreground.
+
+    Raises:
+        UserError: DVC failed.
+    """
+    if _foreground("repro", *ends, env=os.environ | environment).wait():
+        raise UserError("`dvc repro` failed, see above: the same command goes on")
+
+
+def report() -> None:
+    """Make it, and see to it that the table is printed: by the stage, or where DVC did not need to run that, here.
+
+    Raises:
+        UserError: DVC failed.
+    """
+    ran = False
+    with _foreground("repro", "-s", LAST, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            ran |= line.startswith("Running stage")
+    if process.returncode:
         raise UserError(f"`dvc repro -s {LAST}` failed: see above")
+    if not ran:
+        table()
+
+
+def table() -> None:
+    if subprocess.run([sys.executable, "-m", f"stages.{LAST}", "--table"]).returncode:
+        raise UserError("the table cannot be printed: see above")
+
+
+def main(gpus: str | None, count: int | None) -> None:
+    asked = gpus is not None or count is not None
+    environments = workers(gpus, count) if asked else []  # what was asked for wrongly is told first
+    needs = graph(YAML(typ="safe").load(Path("dvc.yaml").read_text())["stages"])
+    stale = outdated(needs)
+    todo = {stage: needs[stage] & set(stale) for stage in stale if stage in needs}
+    if todo:
+        environments = environments or workers(None, None)
+        if len(environments) > 1:
+            together(todo, environments)
+        else:
+            alone([stage for stage in todo if not _readers(stage, needs)], environments[0])
+    report() if stale else table()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gpus", help="numbers of GPUs, such as 0,1: a worker for each")
-    parser.add_argument("--workers", type=int, default=2, help="without GPUs")
-    parser.add_argument("--list", action="store_true", help="print the stages that the report needs, and run nothing")
+    parser.add_argument("--workers", type=int, help="without GPUs")
     arguments = parser.parse_args()
-    run(main, arguments.gpus, arguments.workers, arguments.list)
+    run(main, arguments.gpus, arguments.workers)

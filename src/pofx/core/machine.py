@@ -44,7 +44,8 @@ def _name(device: torch.device) -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{cpu or platform.machine()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{cpu or platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def peak_mib(device: torch.device) -> float:
