@@ -34,7 +34,9 @@ DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]
 LAST = "report"
 MOST = 4  # workers on a CPU, if nobody says how many: a training holds about 0.5 GB
 BUSY, TRIES = "is busy", 20  # what DVC says where another process writes what a stage reads; then it is tried again
-CHATTER = re.compile(r"\s*$|Running stage |Updating lock |Use `dvc push`|To (track|enable) |\s+(git add|dvc config) ")
+CHATTER = re.compile(
+    r"\s*$|Running stage |Updating lock |Use `dvc push`|To (track|enable) |\s+(git add|dvc config) |.*:   0%\|"
+)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 IGNORED = {number for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN}  # nohup, a script's background
 
