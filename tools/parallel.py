@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,9 @@ IGNORED = {number for number in SIGNALS if signal.getsignal(number) is signal.SI
 
 
 def graph(dag: dict[str, Any]) -> dict[str, set[str]]:
-    """Stage -> the stages whose outputs it reads, written in an order in which they can run.
+    """Stage -> the stages whose outputs it reads, in an order in which they can run, from `stages` of dvc.yaml.
 
     Without the report, and without trainings that nothing else reads: of families that nobody asked for.
-
-    Args:
-        dag: `stages` of dvc.yaml, in such an order too.
     """
     reads, makers = {}, {}
     for name, entry in dag.items():
@@ -57,6 +55,7 @@ def graph(dag: dict[str, Any]) -> dict[str, set[str]]:
             makers |= dict.fromkeys(_paths(entry, ("outs", "plots", "metrics"), item), stage)
     needs = {stage: {makers[path] for path in paths if path in makers} for stage, paths in reads.items()}
     del needs[LAST]
+    needs = {stage: needs[stage] for stage in TopologicalSorter(needs).static_order()}
     for stage in reversed(list(needs)):
         if stage.startswith("train_") and not _readers(stage, needs):
             del needs[stage]
@@ -64,7 +63,7 @@ def graph(dag: dict[str, Any]) -> dict[str, set[str]]:
 
 
 def _items(entry: dict[str, Any]) -> tuple[str, ...]:
-    """Of a stage with a matrix the models, of another one that is no model."""
+    """The models of a stage with a matrix, one empty name of any other."""
     return config.value(entry["matrix"]["model"].strip("${}"), tuple[str, ...]) if "matrix" in entry else ("",)
 
 
