@@ -131,3 +131,9 @@ def test_freed_memory_is_not_handed_back_to_the_kernel():
     source = Path(__file__).resolve().parents[1] / "src"
     told = subprocess.check_output([sys.executable, "-c", script], text=True, env={"PYTHONPATH": str(source)})
     assert int(told.split()[-1]) < 1000, "every tensor's pages are cleared anew"
+
+
+def test_a_machine_is_named_with_its_threads(monkeypatch):
+    for threads, said in ((1, ", 1 thread"), (2, ", 2 threads")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert machine.name(CPU).endswith(said)
