@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,3 +114,15 @@ def test_the_peak_is_of_this_process_alone():
     )
     assert own > len(held) / 2**20 + 100
     assert 20 < theirs < own - 0.9 * len(held) / 2**20 + 100
+
+
+@pytest.mark.parametrize("libc", ["glibc", ""])
+def test_freed_memory_is_kept_where_the_allocator_is_glibcs(libc, monkeypatch):
+    calls = []
+    monkeypatch.setattr(machine.platform, "libc_ver", lambda: (libc, ""))
+    monkeypatch.setattr(
+        machine.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *words: calls.append(words))
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert machine.device() == CPU
+    assert calls == ([(-3, 2**25), (-1, 2**31 - 1)] if libc else []), "32 MiB: old versions refuse more"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import build, small
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from pofx.core import config, family, files
@@ -59,6 +60,10 @@ def test_auroc_of_gaussians_is_that_on_paper():
 def test_auroc_counts_pairs_and_ties_by_half():
     inside, outside = np.array([0.0, 1.0, 2.0]), np.array([1.0, 3.0])
     assert energy.auroc(inside, outside) == pytest.approx((1.5 + 3) / 6)
+    rng = np.random.default_rng(2)
+    inside, outside = rng.integers(0, 20, 300).astype(float), rng.integers(5, 25, 200).astype(float)
+    truth = np.repeat([0, 1], [300, 200])
+    assert energy.auroc(inside, outside) == pytest.approx(roc_auc_score(truth, np.concatenate([inside, outside])))
 
 
 def test_chance_is_the_spread_of_auroc_of_like_sets():

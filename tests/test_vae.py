@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import build, defaults, small
 from ruamel.yaml import YAML
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 from torch.distributions import MultivariateNormal
 
@@ -303,6 +304,11 @@ def test_reconstruction_metrics(sprites):
     assert row["recon_psnr"] == pytest.approx(20 * math.log10(20), abs=0.01)
     assert score(1e-4)["recon_ssim"] == pytest.approx(1, abs=1e-3)
     assert score(0.9)["recon_ssim"] < row["recon_ssim"] < 1
+    x, again = to_model(sprites[:6]).numpy(), reconstruction.reconstruct(Stub(0.3), images, 4, device)
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    for one, other, got in zip(x, again, reconstruction.compare(x, again), strict=True):
+        ssim = structural_similarity(one, other, data_range=2.0, channel_axis=0, **window)
+        assert got == pytest.approx((peak_signal_noise_ratio(one, other, data_range=2.0), ssim), rel=1e-5)
     flat, steep = (reconstruction.evaluate(images, k * to_model(torch.from_numpy(images)).numpy()) for k in (0.5, 0.9))
     assert flat["recon_sharpness"] == pytest.approx(0.5) and steep["recon_sharpness"] == pytest.approx(0.9)
     assert reconstruction.reconstruct(build(*small("ebm")), images, 4, device) is None
