@@ -285,7 +285,7 @@ def lite0_features(bench: Bench) -> dict[str, Any]:
 
 def training(bench: Bench, name: str) -> dict[str, Any]:
     cfg = config.section(name, family.module(name).Config)
-    steps, device = 10, bench.device
+    steps, device = 50, bench.device
     train = dataclasses.replace(cfg.train, images=steps * cfg.train.batch, rows=1, preview_rows=0, compile=False)
     train = dataclasses.replace(train, validation=0, patience=0)
     model, plain = build(name).to(device), build(name).to(device)

@@ -167,8 +167,8 @@ def finished(process: subprocess.Popen) -> tuple[str, int]:
     return process.communicate(timeout=120)[0], process.returncode
 
 
-def test_a_stage_in_two_processes_is_stopped_and_goes_on_alone(tmp_path, monkeypatch):
-    """By SIGTERM to the launcher."""
+@pytest.mark.parametrize("by", ["SIGTERM to the launcher", "--minutes"])
+def test_a_stage_in_two_processes_is_stopped_and_goes_on_alone(by, tmp_path, monkeypatch):
     files.write_npy(tmp_path / "data/train.npy", generate(64, seed=7)[0])
     budget = {"images": 480, "batch": 16, "rows": 10, "save_seconds": 0, "preview_rows": 5}
     words = ["scale=laptop", *TINY, "sample.edm.steps=2", *(f"edm.train.{k}={v}" for k, v in budget.items())]
@@ -176,13 +176,15 @@ def test_a_stage_in_two_processes_is_stopped_and_goes_on_alone(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     told = {"DVC_ROOT": str(tmp_path)}
     command = "-m", "stages.train", "edm"
-    process = start(*command, NPROC="2", **told)
-    while not list(tmp_path.glob("runs/train_edm/*/state.pt")):
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.01)
-    process.terminate()
+    limit = ("--minutes", "0") if by == "--minutes" else ()
+    process = start(*command, *limit, NPROC="2", **told)
+    if not limit:
+        while not list(tmp_path.glob("runs/train_edm/*/state.pt")):
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.01)
+        process.terminate()
     output, code = finished(process)
-    assert code == 128 + signal.SIGTERM, output
+    assert code == (75 if limit else 128 + signal.SIGTERM), output
     assert len(re.findall("^stopped at [0-9,]+ of 480 images, state saved in", output, re.MULTILINE)) == 1
     assert not Path("models").exists() and "Traceback" not in output
     output, code = finished(start(*command, **told))

@@ -14,6 +14,8 @@ import torch
 from pofx.core import dist
 from pofx.core.errors import UserError
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
 
 def device() -> torch.device:
     """The device to compute on, set up for speed: the first GPU if there is one; of several processes each has its own.
@@ -35,12 +37,12 @@ def device() -> torch.device:
 
 
 def _keep_memory() -> None:
-    """Let glibc keep freed memory for the next activations of up to 32 MiB, its upper limit for this. Given back and
-    asked for anew it costs a fault every page: a third of the time of a U-Net's evaluation."""
+    """Have malloc keep what is freed. By default glibc hands large blocks back to the kernel, which clears every page
+    of them anew for the next tensor: up to half the time of drawing (docs/performance.md)."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, bytes
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def name(device: torch.device) -> str:
