@@ -242,7 +242,9 @@ def frechet(bench: Bench) -> dict[str, Any]:
     statistics = np.mean(y, 0), np.cov(y, rowvar=False)
     others = {"pytorch-fid": peers.runner(peers.pytorch_fid_distance, x, statistics)}
     what = f"Frechet distance of {n:,} vectors of length {d:,} to {n:,} others; the peer has these others' moments"
-    race = Race(what, 1, Runner(lambda: distances.frechet(x, y)), others, "distances", rounds=1, warm=False)
+    race = Race(
+        what, 1, Runner(lambda: distances.frechet(x, distances.Target(y))), others, "distances", rounds=1, warm=False
+    )
     return run(race, bench.device)
 
 

@@ -31,7 +31,11 @@ def main(name: str) -> None:
     told = {"n": config.value("energy.n", int), "images": config.value("energy.images", int)}
     told |= {"chains": config.value("energy.chains", tuple[int, ...])}
     cfg = config.build(energy.Energy, {"models": [name], **told}, "energy")
-    train, test, reference = np.load("data/train.npy"), np.load("data/test.npy"), np.load("features/train.npy")
+    train, test, reference = (
+        np.load("data/train.npy"),
+        np.load("data/test.npy"),
+        distances.Target(np.load("features/train.npy")),
+    )
     size, n = min(fid.kid_subset_size, cfg.n, len(test)), min(cfg.images, len(train), len(test))
     distances.check_subset(size, cfg.n, len(reference))
     model = family.load(Path(f"models/{name}"), device)

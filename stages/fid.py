@@ -27,7 +27,7 @@ def main(name: str) -> None:
     ways = family.draws(name, config.section(f"sample.{name}", family.module(name).Sample))
     bits = config.section("likelihood", likelihood.Likelihood)
     model = family.load(Path(f"models/{name}"), device)
-    reference, unseen = np.load("features/train.npy"), np.load("features/test.npy")
+    reference, unseen = (distances.Target(np.load(f"features/{split}.npy")) for split in ("train", "test"))
     train, every = np.load("data/train.npy", mmap_mode="r"), np.load("data/test.npy")
     colours = colour.means(train)
     seeds, drawn = config.value("sample.seeds", int), {row: np.load(f"samples/{name}/{row}.npy") for row in ways}
@@ -58,7 +58,7 @@ def main(name: str) -> None:
         rows[row] |= {"protocol": protocol, "config": base | {name: card["config"], f"sample.{name}": told}}
         files.write_npy(Path(f"features/{name}/{row}.npy"), features[row])
         if row == name:
-            shown = {"neighbours": neighbours(drawn[row], features[row], reference, train)}
+            shown = {"neighbours": neighbours(drawn[row], features[row], reference.vectors, train)}
 
     found, told, pictures = trained.evaluate(model, every[:n], back, net, reference, bits, cfg.batch, seed)
     with np.load("data/labels.npz") as labels:

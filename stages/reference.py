@@ -29,13 +29,13 @@ def main() -> None:
     distances.check_subset(cfg.kid_subset_size, n, cfg.n_reference)
 
     net = extractor.build(cfg, RUNS / "weights", RUNS.parent, machine.device())
-    reference = net.features(train[: cfg.n_reference], cfg.batch, "train")
-    floor = net.features(test[:n], cfg.batch, "test")
+    reference = distances.Target(net.features(train[: cfg.n_reference], cfg.batch, "train"))
+    floor = distances.Target(net.features(test[:n], cfg.batch, "test"))
     colours = colour.means(train)
-    one, other = reference[:half], reference[half : 2 * half]
+    one, other = reference.vectors[:half], distances.Target(reference.vectors[half : 2 * half])
     fit = seeds if seeds * n <= len(test) else 1  # other test images stand for other draws, where there are enough
     rows: dict[str, dict[str, Any]] = {
-        "floor": measures.against_train(test[:n], floor, reference, colours, net.keys, cfg, seed)
+        "floor": measures.against_train(test[:n], floor.vectors, reference, colours, net.keys, cfg, seed)
         | {"protocol": measures.protocol(floor, reference, floor, net, cfg, fit) | {"keys": net.keys}},
         "halves": measures.against_train(train[:half], one, other, colours[half : 2 * half], net.keys, cfg, seed)
         | measures.against_test(one, other, floor, net.keys, cfg, seed)
@@ -64,8 +64,8 @@ def main() -> None:
     accuracy, told = probe.pixels(task)
     rows["pixels"] = accuracy | {"protocol": {"n": told["probe_test"]} | told}
 
-    files.write_npy(Path("features/train.npy"), reference)
-    files.write_npy(Path("features/test.npy"), floor)
+    files.write_npy(Path("features/train.npy"), reference.vectors)
+    files.write_npy(Path("features/test.npy"), floor.vectors)
     files.write_json(Path("metrics/reference.json"), measures.by_metric(rows))
 
 

@@ -32,7 +32,7 @@ def main(name: str) -> None:
     told = {"n": config.value("sweep.n", int), "samplers": config.value("sweep.samplers", tuple[str, ...])}
     told |= {"steps": config.value("sweep.steps", tuple[int, ...])}
     cfg = config.build(sweep.Sweep, {"models": [name], **told}, "sweep")
-    test, reference = np.load("data/test.npy"), np.load("features/train.npy")
+    test, reference = np.load("data/test.npy"), distances.Target(np.load("features/train.npy"))
     size = min(fid.kid_subset_size, cfg.n)  # as in drawing.score
     distances.check_subset(size, cfg.n, len(reference))
     images = torch.from_numpy(test[: own.batch]).to(device)

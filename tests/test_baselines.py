@@ -43,6 +43,7 @@ def test_chunks_make_no_difference(images, monkeypatch):
     train, test = images
     bits, drawn = (whole := baselines.Gaussians(train)).bits(test), whole.draw(100, 0)
     monkeypatch.setattr(baselines, "CHUNK", 70)
+    monkeypatch.setattr(baselines, "EXACT", 70)
     parts = baselines.Gaussians(train)
     assert all(parts.bits(test)[name] == pytest.approx(want, rel=1e-12) for name, want in bits.items())
     assert all(np.abs(parts.draw(100, 0)[name].astype(int) - x).max() <= 1 for name, x in drawn.items())

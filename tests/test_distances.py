@@ -23,7 +23,7 @@ def features(n: int, d: int, seed: int, shift: float = 0.0) -> np.ndarray:
 @pytest.mark.parametrize("n", [50, 400])  # fewer and more vectors than dimensions
 def test_frechet_of_a_set_to_itself_is_zero(n):
     x = features(n, 100, 0)
-    assert abs(distances.frechet(x, x)) < 1e-9 * x.var(0).sum()
+    assert abs(distances.frechet(x, distances.Target(x))) < 1e-9 * x.var(0).sum()
 
 
 def whitened(n: int, d: int, seed: int) -> np.ndarray:
@@ -35,14 +35,14 @@ def whitened(n: int, d: int, seed: int) -> np.ndarray:
 
 def test_frechet_of_shifted_gaussians_is_the_squared_shift():
     shift = np.linspace(-1, 2, 8)
-    assert distances.frechet(whitened(300, 8, 0), whitened(500, 8, 1) + shift) == pytest.approx(
+    assert distances.frechet(whitened(300, 8, 0), distances.Target(whitened(500, 8, 1) + shift)) == pytest.approx(
         np.square(shift).sum(), rel=1e-10
     )
 
 
 def test_frechet_of_diagonal_gaussians():
     a, b = np.linspace(0.5, 3, 8), np.linspace(2, 0.1, 8)
-    got = distances.frechet(whitened(300, 8, 0) * np.sqrt(a), whitened(500, 8, 1) * np.sqrt(b))
+    got = distances.frechet(whitened(300, 8, 0) * np.sqrt(a), distances.Target(whitened(500, 8, 1) * np.sqrt(b)))
     assert got == pytest.approx(np.square(np.sqrt(a) - np.sqrt(b)).sum(), rel=1e-10)
 
 
@@ -54,8 +54,8 @@ def test_frechet_is_symmetric_and_agrees_with_sqrtm():
     x, y = features(300, 64, 0), features(1000, 64, 1, shift=0.1)
     (m, s), (k, t) = statistics(x), statistics(y)
     want = np.square(m - k).sum() + np.trace(s) + np.trace(t) - 2 * np.trace(scipy.linalg.sqrtm(s @ t)).real
-    assert distances.frechet(x, y) == pytest.approx(want, rel=1e-8)
-    assert distances.frechet(y, x) == pytest.approx(want, rel=1e-8)
+    assert distances.frechet(x, distances.Target(y)) == pytest.approx(want, rel=1e-8)
+    assert distances.frechet(y, distances.Target(x)) == pytest.approx(want, rel=1e-8)
 
 
 @pytest.mark.parametrize(("n", "dead", "copied"), [(50, 0, 0), (50, 40, 0), (300, 40, 0), (300, 0, 30)])
@@ -72,10 +72,11 @@ def test_frechet_of_singular_covariances(n, dead, copied):
         + np.square(b).sum()
         - 2 * scipy.linalg.svdvals(a @ b.T).sum()
     )
-    assert distances.frechet(x, y) == pytest.approx(want, rel=1e-7)
+    assert distances.frechet(x, distances.Target(y)) == pytest.approx(want, rel=1e-7)
 
 
-def test_distances_agree_with_torch_fidelity():
+@pytest.mark.parametrize("subsets", [5, 20, 30])  # the kernel subset by subset, in part, and of all pairs at once
+def test_distances_agree_with_torch_fidelity(subsets):
     """On the same features and the same choice of subsets (torch_fidelity imports torchvision: after the shim)."""
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric
@@ -85,10 +86,10 @@ def test_distances_agree_with_torch_fidelity():
     want = fid_statistics_to_metric(*map(fid_features_to_statistics, tensors), verbose=False)[
         "frechet_inception_distance"
     ]
-    assert distances.frechet(x, y) == pytest.approx(want, rel=1e-6)
+    assert distances.frechet(x, distances.Target(y)) == pytest.approx(want, rel=1e-6)
 
-    want = kid_features_to_metric(*tensors, kid_subsets=5, kid_subset_size=100, rng_seed=7, verbose=False)
-    mean, std = distances.kid(x, y, 5, 100, 7)
+    want = kid_features_to_metric(*tensors, kid_subsets=subsets, kid_subset_size=100, rng_seed=7, verbose=False)
+    mean, std = distances.kid(x, y, subsets, 100, 7)
     assert mean == pytest.approx(want["kernel_inception_distance_mean"], rel=1e-9)
     assert std == pytest.approx(want["kernel_inception_distance_std"], rel=1e-6)
 
@@ -103,7 +104,7 @@ def test_frechet_agrees_with_pytorch_fid():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # sqrtm(disp=...)
         want = calculate_frechet_distance(*statistics(x), *statistics(y))
-    assert distances.frechet(x, y) == pytest.approx(want, rel=1e-6)
+    assert distances.frechet(x, distances.Target(y)) == pytest.approx(want, rel=1e-6)
 
 
 def test_kid_is_unbiased_and_tells_sets_apart():
@@ -127,7 +128,7 @@ def test_kid_subsets_that_cannot_be_drawn(size):
 
 def test_one_image_has_no_frechet_distance():
     with pytest.raises(UserError, match="two images"):
-        distances.frechet(features(1, 8, 0), features(90, 8, 1))
+        distances.frechet(features(1, 8, 0), distances.Target(features(90, 8, 1)))
 
 
 def test_nearest_finds_a_planted_duplicate_and_then_the_next():
@@ -148,7 +149,7 @@ def test_names_of_other_distances_keep_the_extractor():
 @pytest.mark.parametrize("shift", [0.0, 0.2])
 def test_extrapolation_is_nearer_to_many_vectors_than_few_are(shift):
     """Against the distance of as many vectors as nobody draws."""
-    y = features(3000, 64, 1)
+    y = distances.Target(features(3000, 64, 1))
     want = distances.frechet(features(50_000, 64, 0, shift), y)
     x = features(200, 64, 2, shift)
     got, error = distances.extrapolated(x, y, 0)
@@ -157,5 +158,5 @@ def test_extrapolation_is_nearer_to_many_vectors_than_few_are(shift):
 
 
 def test_too_few_vectors_are_not_extrapolated():
-    assert distances.extrapolated(features(63, 32, 0), features(90, 32, 1), 0) is None
-    assert distances.extrapolated(features(64, 32, 0), features(90, 32, 1), 0) is not None
+    assert distances.extrapolated(features(63, 32, 0), distances.Target(features(90, 32, 1)), 0) is None
+    assert distances.extrapolated(features(64, 32, 0), distances.Target(features(90, 32, 1)), 0) is not None

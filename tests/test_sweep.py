@@ -14,7 +14,7 @@ from pofx.core.guidance import Denoiser
 from pofx.core.images import to_uint8
 from pofx.core.rng import Noise
 from pofx.core.samplers import Sample
-from pofx.eval import denoising, drawing, sweep
+from pofx.eval import denoising, distances, drawing, sweep
 from pofx.eval.extractor import Extractor, Fid
 
 MEAN, STD = 0.2, 0.3
@@ -156,7 +156,7 @@ def test_images_that_are_not_finite_are_a_blank():
     model.denoise = lambda x, sigma: x / 0
     rows, drawn = sweep.draw(model, OWN, CFG, 0, CPU)
     assert not drawn and {r["refused"] for r in rows} == {"values that are not finite"}
-    drawing.score(rows, drawn, SPREADS, np.zeros((4, 3), np.float32), FID, 0, "sweep")
+    drawing.score(rows, drawn, SPREADS, distances.Target(np.zeros((4, 3), np.float32)), FID, 0, "sweep")
     assert all("fd" not in r for r in rows)
 
 
@@ -173,7 +173,7 @@ def test_distances_stand_in_the_rows_that_were_drawn():
     real = to_uint8(MEAN + STD * Noise(9, 0, 200).normal(3, 32, 32)).numpy()
     rows, drawn = sweep.draw(Gaussian(), OWN, CFG, 0, CPU)
     rows.insert(1, {"own": False, "sampler": "x", "steps": 2, "denoise": True, "refused": "why"})
-    drawing.score(rows, drawn, SPREADS, SPREADS.features(real, 64, "real"), FID, 0, "sweep")
+    drawing.score(rows, drawn, SPREADS, distances.Target(SPREADS.features(real, 64, "real")), FID, 0, "sweep")
     assert "fd" not in rows[1]
     assert all({"fd", "kid", "kid_std"} <= row.keys() for row in rows[:1] + rows[2:])
     far = {row["steps"]: row["fd"] for row in rows if row["sampler"] == "ddim"}

@@ -16,6 +16,7 @@ from jaxtyping import Float64, UInt8
 
 NOISE = 1 / 12  # variance of uniform noise, one grey level wide
 CHUNK = 2000  # images at a time in float64
+EXACT = 1024  # images whose products, 2^14 at most, have sums that float32 holds exactly: up to 2^24
 COMPONENTS = 64  # of the PCA
 
 
@@ -75,11 +76,13 @@ class Gaussians:
 
 
 def moments(images: UInt8[np.ndarray, "n *shape"]) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, "d d"]]:
-    """Mean and (maximum-likelihood) covariance of the grey levels; sums of whole numbers, exact in float64."""
-    total = sum(x.sum(0) for x in _chunks(images))
-    square = sum(x.T @ x for x in _chunks(images))
+    """Mean and (maximum-likelihood) covariance of the grey levels; sums of whole numbers, all exact."""
+    total, square = 0.0, 0.0
+    for start in range(0, len(images), EXACT):
+        x = np.reshape(images[start : start + EXACT], (-1, images[0].size)).astype(np.float32) - 128
+        total, square = total + x.sum(0, dtype=float), square + (x.T @ x).astype(float)
     mean = total / len(images)
-    return mean, square / len(images) - np.outer(mean, mean)
+    return 128 + mean, square / len(images) - np.outer(mean, mean)
 
 
 def _chunks(images: UInt8[np.ndarray, "n *shape"]) -> Iterator[Float64[np.ndarray, "_ d"]]:

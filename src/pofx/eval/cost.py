@@ -4,30 +4,30 @@ from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from pofx.core.family import Family
 from pofx.core.rng import Noise
 
 
-class Whole:
-    """In place of PyTorch's tracker of modules, which fails at gradients with respect to a network's input."""
-
-    parents = ("Global",)
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_) -> None:
-        return None
-
-
-class Counter(FlopCounterMode):
-    """PyTorch's counter, of all there is together."""
+class Counter(TorchDispatchMode):
+    """Adds up what PyTorch's formulas say of every operation. PyTorch's own FlopCounterMode tells modules apart, which
+    fails at gradients with respect to a network's input, and loads the compiler, which takes longer than the count."""
 
     def __init__(self):
-        super().__init__(display=False)
-        self.mod_tracker = Whole()
+        super().__init__()
+        self.total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # what loads the compiler: to keep it, once it is there, from compiling what is counted
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if (formula := flop_registry.get(func.overloadpacket)) is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def gflop(model: Family, cfg: Any, device: torch.device) -> dict[str, float]:
@@ -44,11 +44,11 @@ def gflop(model: Family, cfg: Any, device: torch.device) -> dict[str, float]:
 
     def enter(*_):
         nonlocal start
-        start = counter.get_total_flops()
+        start = counter.total
 
     def leave(*_):
         nonlocal inside, calls
-        inside, calls = inside + counter.get_total_flops() - start, calls + 1
+        inside, calls = inside + counter.total - start, calls + 1
 
     handles = [model.net.register_forward_pre_hook(enter), model.net.register_forward_hook(leave)]
     try:
@@ -58,5 +58,5 @@ def gflop(model: Family, cfg: Any, device: torch.device) -> dict[str, float]:
     finally:
         for handle in handles:
             handle.remove()
-    total = {"sample_gflop": counter.get_total_flops() / 1e9}
+    total = {"sample_gflop": counter.total / 1e9}
     return total | ({"forward_gflop": inside / calls / 1e9} if calls else {})

@@ -1,16 +1,34 @@
 """Distances between two sets of feature vectors, in float64. Pure functions of arrays, whatever the features are."""
 
 import math
+from functools import cached_property
 
 import numpy as np
 import scipy.linalg
-import scipy.stats
 from jaxtyping import Float, Float64, Int64
 from scipy.spatial.distance import cdist
 
 from pofx.core.errors import UserError
 
 POINTS = 8  # sizes of a set from which its Frechet distance is extrapolated
+PAIRS = 2**24  # most values of the kernel at a time: 128 MiB
+
+
+class Target:
+    """Vectors that several sets are compared with: their mean and covariance are computed once."""
+
+    def __init__(self, vectors: Float[np.ndarray, "m d"]):
+        self.vectors = vectors
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @cached_property
+    def moments(self) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, "d d"]]:
+        x = self.vectors.astype(np.float64)
+        mean = x.mean(0)
+        x -= mean
+        return mean, x.T @ x / (len(x) - 1)
 
 
 def named(key: str, what: str) -> str:
@@ -21,17 +39,17 @@ def named(key: str, what: str) -> str:
 
 def compare(
     x: Float[np.ndarray, "n d"],
-    y: Float[np.ndarray, "m d"],
+    y: Target,
     keys: tuple[str, str, str],
     subsets: int,
     size: int,
     seed: int,
 ) -> dict[str, float]:
     """Frechet distance, KID and KID's spread over subsets of `x` and `y`, under the names `keys`."""
-    return dict(zip(keys, (frechet(x, y), *kid(x, y, subsets, size, seed)), strict=True))
+    return dict(zip(keys, (frechet(x, y), *kid(x, y.vectors, subsets, size, seed)), strict=True))
 
 
-def frechet(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> float:
+def frechet(x: Float[np.ndarray, "n d"], y: Target) -> float:
     """Frechet distance between Gaussians fitted to two sets (Heusel et al. 2017, 1706.08500):
 
         |mean_x - mean_y|^2 + tr Sx + tr Sy - 2 tr (Sx Sy)^(1/2)
@@ -45,11 +63,11 @@ def frechet(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> float:
     if min(len(x), len(y)) < 2:
         raise UserError(f"a Frechet distance needs two images a side, got {len(x)} and {len(y)}: raise sample.n")
     if len(x) > len(y):
-        x, y = y, x
-    return _frechet(x, *_moments(y))
+        x, y = y.vectors, Target(x)  # the factor of the fewer is the smaller
+    return _frechet(x, *y.moments)
 
 
-def extrapolated(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], seed: int) -> tuple[float, float] | None:
+def extrapolated(x: Float[np.ndarray, "n d"], y: Target, seed: int) -> tuple[float, float] | None:
     """Frechet distance as it would be for infinitely many of `x` (Chong and Forsyth 2020, 1911.07023).
 
     The distance of n vectors is about a + b/n: least squares through `POINTS` sizes from half of `x` to all, evenly
@@ -61,17 +79,13 @@ def extrapolated(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], seed:
     """
     if len(x) < 2 * x.shape[1]:
         return None
-    rng, real = np.random.RandomState(seed % 2**32), _moments(y)
+    import scipy.stats  # half a second, which the stages that never come here save
+
+    rng = np.random.RandomState(seed % 2**32)
     inverse = np.linspace(2 / len(x), 1 / len(x), POINTS)
-    found = [_frechet(x[rng.choice(len(x), round(1 / part), replace=False)], *real) for part in inverse]
+    found = [_frechet(x[rng.choice(len(x), round(1 / part), replace=False)], *y.moments) for part in inverse]
     fit = scipy.stats.linregress(inverse, found)
     return float(fit.intercept), float(fit.intercept_stderr)
-
-
-def _moments(x: Float[np.ndarray, "n d"]) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, "d d"]]:
-    x = x.astype(np.float64)
-    mean = x.mean(0)
-    return mean, (x - mean).T @ (x - mean) / (len(x) - 1)
 
 
 def _frechet(x: Float[np.ndarray, "n d"], mean: Float64[np.ndarray, " d"], s: Float64[np.ndarray, "d d"]) -> float:
@@ -116,12 +130,11 @@ def kid(
         UserError: a subset is larger than a set, or has fewer than two vectors.
     """
     check_subset(size, len(x), len(y))
-    rng, values = np.random.RandomState(seed % 2**32), np.empty(subsets)
-    for i in range(subsets):
-        a = x[rng.choice(len(x), size, replace=False)].astype(np.float64)
-        b = y[rng.choice(len(y), size, replace=False)].astype(np.float64)
-        within = sum(_kernel_sum(v, v) - _kernel_diagonal_sum(v) for v in (a, b)) / (size * (size - 1))
-        values[i] = within - 2 * _kernel_sum(a, b) / size**2
+    rng = np.random.RandomState(seed % 2**32)
+    chosen = [[rng.choice(len(v), size, replace=False) for v in (x, y)] for _ in range(subsets)]
+    rows, columns = np.swapaxes(chosen, 0, 1)
+    within = sum(_kernel_sums(v, v, i, i) - _kernel_diagonals(v, i) for v, i in ((x, rows), (y, columns)))
+    values = within / (size * (size - 1)) - 2 * _kernel_sums(x, y, rows, columns) / size**2
     return float(values.mean()), float(values.std())
 
 
@@ -138,12 +151,29 @@ def check_subset(size: int, *counts: int) -> None:
         )
 
 
-def _kernel_sum(a: np.ndarray, b: np.ndarray) -> float:
-    k = a @ b.T
+def _kernel_sums(
+    x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], i: Int64[np.ndarray, "s k"], j: Int64[np.ndarray, "s k"]
+) -> Float64[np.ndarray, " s"]:
+    """Sums of the kernel over all pairs of x[i] and y[j], subset by subset."""
+    if len(x) * len(y) > min(i.size * j.shape[1], PAIRS):
+        return np.array([_kernel(x[rows], y[columns]).sum() for rows, columns in zip(i, j, strict=True)])
+    # The subsets overlap so much that fewer products are taken of all pairs, each once.
+    first, second = (np.zeros((len(chosen), len(v))) for chosen, v in ((i, x), (j, y)))
+    np.put_along_axis(first, i, 1, 1)
+    np.put_along_axis(second, j, 1, 1)
+    return (first @ _kernel(x, y) * second).sum(1)
+
+
+def _kernel_diagonals(x: Float[np.ndarray, "n d"], i: Int64[np.ndarray, "s k"]) -> Float64[np.ndarray, " s"]:
+    """Sums of the kernel of each of x[i] with itself."""
+    return ((np.square(x.astype(np.float64)).sum(1) / x.shape[1] + 1) ** 3)[i].sum(1)
+
+
+def _kernel(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> Float64[np.ndarray, "n m"]:
+    left = a.astype(np.float64)
+    k = left @ (left if b is a else b.astype(np.float64)).T  # NumPy takes half of a product with itself
     k *= 1 / a.shape[1]
     k += 1
-    return float(np.einsum("ij,ij,ij->", k, k, k))
-
-
-def _kernel_diagonal_sum(a: np.ndarray) -> float:
-    return float(((np.square(a).sum(1) / a.shape[1] + 1) ** 3).sum())
+    cube = k * k
+    cube *= k
+    return cube

@@ -72,7 +72,7 @@ def score(
     rows: list[Row],
     drawn: list[Images],
     net: Extractor,
-    reference: Float[np.ndarray, "m d"],
+    reference: distances.Target,
     cfg: Fid,
     seed: int,
     label: str,

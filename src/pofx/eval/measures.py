@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Float64, UInt8
 
 from pofx.eval import colour, distances, manifold
+from pofx.eval.distances import Target
 from pofx.eval.extractor import Extractor, Fid
 
 Images = UInt8[np.ndarray, "n 3 h w"]
@@ -18,7 +19,7 @@ MOST = 10_000  # images a side of precision, recall, density and coverage: their
 def against_train(
     images: Images,
     features: Features,
-    train: Features,
+    train: Target,
     colours: Float64[np.ndarray, "m 3"],
     keys: Keys,
     cfg: Fid,
@@ -33,7 +34,7 @@ def against_train(
         inf = distances.named(keys[0], "inf")
         found |= dict(zip((inf, f"{inf}_stderr"), limit, strict=True))
     n = sides(features, train)
-    found |= manifold.evaluate(train[:n], features[:n])
+    found |= manifold.evaluate(train.vectors[:n], features[:n])
     return found | {
         "colour_shift": colour.shift(colour.means(images), colours),
         "saturated": colour.saturated(images),
@@ -41,7 +42,7 @@ def against_train(
 
 
 def over_seeds(
-    first: dict[str, Any], further: Iterable[Features], train: Features, keys: Keys, cfg: Fid, seed: int
+    first: dict[str, Any], further: Iterable[Features], train: Target, keys: Keys, cfg: Fid, seed: int
 ) -> dict[str, list[float]]:
     """Frechet distance and KID of every draw of the same row, as lists under `<key>_seeds`: those in `first`, by
     `against_train`, and those of `further` draws, against the same subsets of `train`. Nothing where there are none."""
@@ -54,15 +55,14 @@ def over_seeds(
     return {f"{key}_seeds": values for key, values in found.items() if len(values) > 1}
 
 
-def against_test(
-    features: Features, train: Features, test: Features, keys: Keys, cfg: Fid, seed: int
-) -> dict[str, Any]:
+def against_test(features: Features, train: Target, test: Target, keys: Keys, cfg: Fid, seed: int) -> dict[str, Any]:
     """Distances to test images, under names of their own; and what test images are the yardstick of: copies of training
     images, duplicates among samples."""
     names = tuple(distances.named(key, "test") for key in keys)
     size = min(cfg.kid_subset_size, len(features), len(test))
     found: dict[str, Any] = distances.compare(features, test, names, cfg.kid_subsets, size, seed)
-    return found | manifold.copies(features, test, train) | {"duplicates": manifold.duplicates(features, test)}
+    found |= manifold.copies(features, test.vectors, train.vectors)
+    return found | {"duplicates": manifold.duplicates(features, test.vectors)}
 
 
 def by_metric(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -71,13 +71,19 @@ def by_metric(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {key: {row: found[key] for row, found in rows.items() if key in found} for key in keys}
 
 
-def sides(features: np.ndarray, train: np.ndarray) -> int:
+def sides(features: Features | Target, train: Target) -> int:
     """Images a side of precision, recall, density and coverage."""
     return min(len(features), len(train), MOST)
 
 
 def protocol(
-    features: Features, train: Features, test: Features, net: Extractor, cfg: Fid, seeds: int, what: str = "images"
+    features: Features | Target,
+    train: Target,
+    test: Target,
+    net: Extractor,
+    cfg: Fid,
+    seeds: int,
+    what: str = "images",
 ) -> dict[str, Any]:
     """How `against_train`, `against_test` and `over_seeds` measured: what stands beside every row."""
     subset = min(cfg.kid_subset_size, len(features), len(train))

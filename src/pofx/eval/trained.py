@@ -39,7 +39,7 @@ def evaluate(
     test: Images,
     back: Returned | None,
     net: Extractor,
-    reference: Float[np.ndarray, "m d"],
+    reference: distances.Target,
     bits: likelihood.Likelihood,
     batch: int,
     seed: int,
