@@ -102,7 +102,8 @@ def train(
         seed: of everything random in training.
         slot: where the state is saved, and resumed from if it holds one.
         stop: asked after every step; true saves and raises Stopped.
-        preview: called outside the step, with the averaged weights in the model and the images seen.
+        preview: called between steps, with the averaged weights in the model and the images seen. At the end it is the
+            caller's to show the model.
 
     Returns:
         The curve (one dict a row: images, loss, the family's terms, grad_norm, lr, and val_loss of images held out);
@@ -211,7 +212,7 @@ def train(
             if stopping and not last:
                 dist.barrier()  # whoever ends first would have the others ended, the one that saves among them
                 raise Stopped(f"stopped at {seen:,} of {steps * cfg.batch:,} images, state saved in {slot.folder}")
-            if full and not fault and cfg.preview_rows and len(curve) % cfg.preview_rows == 0:
+            if full and not (fault or last) and cfg.preview_rows and len(curve) % cfg.preview_rows == 0:
                 with ema.swapped(), torch.no_grad():
                     model.eval()
                     if dist.first():
