@@ -127,7 +127,7 @@ def published(bench: Bench, batch: int, steps: int) -> tuple[Any, Any]:
 
 
 def ddpm_training(bench: Bench) -> dict[str, Any]:
-    batch, steps = 16, 6
+    batch, steps = 16, 16
     cfg, _ = published(bench, batch, steps)
     model, x = build("ddpm", cfg).to(bench.device), to_model(bench.pool[:batch])
     others = {
