@@ -53,7 +53,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
             axis.plot([0, x[-1]], [0, y[-1]], color="0.8", label="in proportion")
             axis.legend(frameon=False)
         axis.plot(x, y, "o-", color="C0")
-        axis.set(xlabel=name, ylabel="seconds", xlim=(0, None), ylim=(0, None))
+        axis.set(xlabel=name, ylabel="seconds", xlim=(0, None), ylim=(0, 1.08 * y.max()))
     with files.atomic(path) as file:
         figure.savefig(file, format="png", dpi=90)
     plt.close(figure)
