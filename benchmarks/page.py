@@ -7,8 +7,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from pofx.core import files
-from pofx.core.errors import UserError
+from pofx.base import files
+from pofx.base.errors import UserError
 
 matplotlib.use("Agg")
 BEGIN, END = "<!-- written by `python -m benchmarks.run` -->", "<!-- end -->"

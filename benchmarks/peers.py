@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import pofx.nn.torchvision_compat  # noqa: F401  (before the packages that import torchvision)
+import pofx.base.torchvision_compat  # noqa: F401  (before the packages that import torchvision)
 from benchmarks.race import Runner
-from pofx.core.errors import UserError
-from pofx.nn.unet import Shape
+from pofx.base.errors import UserError
+from pofx.models.unet import Shape
 
 
 def package(name: str) -> ModuleType:

@@ -29,14 +29,16 @@ from ruamel.yaml import YAML
 
 from benchmarks import page, peers
 from benchmarks.race import Race, Runner, run, seconds, short, stamp
-from pofx.core import config, family, files, loop, machine
-from pofx.core.data import Pool
-from pofx.core.errors import UserError
-from pofx.core.images import to_model, to_uint8
-from pofx.core.rng import Noise
-from pofx.core.state import Slot
+from pofx.base import config, files, machine
+from pofx.base.errors import UserError
+from pofx.base.images import to_model, to_uint8
+from pofx.base.rng import Noise
 from pofx.data.sprites import generate
-from pofx.eval import distances, extractor
+from pofx.models import family
+from pofx.score import distances, extractor
+from pofx.train import loop
+from pofx.train.pool import Pool
+from pofx.train.state import Slot
 from stages import ROOT, RUNS
 from stages import run as guarded
 from tools import compose

@@ -21,7 +21,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 if CORES <= 2:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from pofx.core.errors import UserError
+from pofx.base.errors import UserError
 
 
 def run(main: Callable[..., None], *args, memory: str = "free some") -> None:

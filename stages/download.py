@@ -4,8 +4,8 @@ from pathlib import Path
 
 from stages import RUNS, run  # first: puts src on the path
 
-from pofx.core import config
-from pofx.data import fetch
+from pofx.base import config
+from pofx.data import download as fetch
 
 
 def main() -> None:

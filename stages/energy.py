@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from stages import RUNS, run
-from pofx.core import config, family, files, machine
-from pofx.core.errors import UserError
-from pofx.core.images import save_grid
-from pofx.core.rng import BLOCK, Noise, fold
-from pofx.eval import colour, distances, drawing, energy, extractor
+from pofx.base import config, files, machine
+from pofx.models import family
+from pofx.base.errors import UserError
+from pofx.base.images import save_grid
+from pofx.base.rng import BLOCK, Noise, fold
+from pofx.score import colour, distances, drawing, energy, extractor
 
 ROWS, COLUMNS, DRAWS, SIGMAS = 6, 10, 3, (0.2, 0.4)  # of the pictures
 IMAGES = 64  # behind the numbers beside them

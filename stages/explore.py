@@ -6,9 +6,9 @@ import numpy as np
 
 from stages import run  # first: puts src on the path
 
-from pofx.core.images import save_grid
-from pofx.core.progress import Bar
-from pofx.data import explore
+from pofx.base.images import save_grid
+from pofx.base.progress import Bar
+from pofx.report import explore
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Score one family: samples/F/, models/F/, features/{train,test}.npy, data/ -> metrics/fid/F.json.
 
 Also writes features/F/ and plots/fid/F/*.png: the nearest training images of samples, and what the family's code holds,
-if it has one. Distances belong to each row (a way to draw, see pofx.core.family.draws), all else to the model, and
+if it has one. Distances belong to each row (a way to draw, see pofx.models.family.draws), all else to the model, and
 stands in the family's first row alone. Of further draws of a row (sample.seeds) Frechet distance and KID alone are
 measured. `python -m stages.fid FAMILY`.
 """
@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from stages import RUNS, processes
-from pofx.core import config, dist, family, files, machine
-from pofx.core.images import save_grid
-from pofx.core.rng import fold
-from pofx.eval import codes, colour, cost, distances, extractor, likelihood, measures, probe, trained
+from pofx.base import config, dist, files, machine
+from pofx.models import family
+from pofx.base.images import save_grid
+from pofx.base.rng import fold
+from pofx.score import codes, colour, cost, distances, extractor, likelihood, measures, probe, trained
 
 SHOWN, NEIGHBOURS = 8, 5  # samples with their neighbours
 

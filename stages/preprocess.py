@@ -6,8 +6,8 @@ import numpy as np
 
 from stages import run  # first: puts src on the path
 
-from pofx.core import config
-from pofx.core.files import atomic, write_json, write_npy
+from pofx.base import config
+from pofx.base.files import atomic, write_json, write_npy
 from pofx.data import binary
 
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from contextlib import ExitStack, redirect_stderr
 
 import stages
-from pofx.core import dist
-from pofx.core.errors import UserError
+from pofx.base import dist
+from pofx.base.errors import UserError
 
 GRACE = 2.0  # seconds for the others to end by themselves once a process has failed, and then upon SIGTERM
 

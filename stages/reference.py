@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from stages import RUNS, run
-from pofx.core import config, files, machine
-from pofx.core.errors import UserError
-from pofx.core.rng import fold
-from pofx.eval import baselines, colour, distances, extractor, measures, probe
+from pofx.base import config, files, machine
+from pofx.base.errors import UserError
+from pofx.base.rng import fold
+from pofx.score import baselines, colour, distances, extractor, measures, probe
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from stages import run
-from pofx.core import config, files
-from pofx.eval.report import metrics, page, tables
+from pofx.base import config, files
+from pofx.report import metrics, page, tables
 
 PICTURES = ("strip", "ladder", "interpolation")
 

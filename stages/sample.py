@@ -1,6 +1,6 @@
 """Draw images from one trained family: models/<family>/ -> samples/<family>/<row>.npy, a grid and the cost of each row.
 
-Rows are the ways to draw that `sample.<family>` asks for (pofx.core.family.draws); with sample.seeds above 1 each is
+Rows are the ways to draw that `sample.<family>` asks for (pofx.models.family.draws); with sample.seeds above 1 each is
 drawn again from other noise, into <row>.seed1.npy and so on.
 """
 
@@ -14,11 +14,12 @@ import torch
 from jaxtyping import UInt8
 
 from stages import processes
-from pofx.core import config, dist, family, files, machine
-from pofx.core.errors import UserError
-from pofx.core.images import save_grid, to_uint8
-from pofx.core.progress import Bar
-from pofx.core.rng import BLOCK, Noise, fold
+from pofx.base import config, dist, files, machine
+from pofx.models import family
+from pofx.base.errors import UserError
+from pofx.base.images import save_grid, to_uint8
+from pofx.base.progress import Bar
+from pofx.base.rng import BLOCK, Noise, fold
 
 SHAPE = (3, 32, 32)
 

@@ -15,11 +15,13 @@ import numpy as np
 import torch
 
 from stages import ROOT, RUNS, processes
-from pofx.core import config, dist, family, files, loop, machine, provenance, state
-from pofx.core.data import Pool
-from pofx.core.errors import UserError
-from pofx.core.images import save_grid, to_uint8
-from pofx.core.rng import Noise, fold
+from pofx.base import config, dist, files, machine, provenance
+from pofx.models import family
+from pofx.train import loop, state
+from pofx.train.pool import Pool
+from pofx.base.errors import UserError
+from pofx.base.images import save_grid, to_uint8
+from pofx.base.rng import Noise, fold
 
 
 def main(name: str, minutes: float | None) -> None:

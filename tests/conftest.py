@@ -8,10 +8,11 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from pofx.core import config, family
-from pofx.core.data import Pool
-from pofx.core.state import Slot
+from pofx.base import config
 from pofx.data.sprites import generate
+from pofx.models import family
+from pofx.train.pool import Pool
+from pofx.train.state import Slot
 from tools import compose
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from pofx.eval.report import page
-from pofx.eval.report.metrics import Metrics, merge
+from pofx.report import page
+from pofx.report.metrics import Metrics, merge
 
 MODELS = ("vae", "ebm", "ncsn")
 ROWS = {"vae": "vae", "vae-mixture": "vae", "ebm": "ebm", "ncsn": "ncsn"}  # row -> family

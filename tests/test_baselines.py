@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from pofx.eval import baselines
+from pofx.score import baselines
 
 D = 3
 

@@ -8,9 +8,9 @@ import torch
 
 from benchmarks import page, peers, race
 from benchmarks import run as bench
-from pofx.core import files
-from pofx.core.errors import UserError
-from pofx.nn.unet import UNet
+from pofx.base import files
+from pofx.base.errors import UserError
+from pofx.models.unet import UNet
 from stages import ROOT
 
 CPU = torch.device("cpu")

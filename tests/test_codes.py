@@ -6,11 +6,11 @@ import torch
 from conftest import build, small
 from torch import nn
 
-from pofx.core import latent
-from pofx.core.family import Family
-from pofx.core.images import to_model, to_uint8
-from pofx.eval import codes
-from pofx.eval.interpolation import lerp, slerp
+from pofx.base.images import to_model, to_uint8
+from pofx.models.family import Family
+from pofx.models.vae import latent
+from pofx.sample.interpolation import lerp, slerp
+from pofx.score import codes
 
 CPU = torch.device("cpu")
 SCALE = 8.0  # standard deviations of the prior in a pixel's one

@@ -12,8 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from ruamel.yaml import YAML
 
-from pofx.core import config
-from pofx.core.errors import UserError
+from pofx.base import config
+from pofx.base.errors import UserError
 from tools import compose
 
 ROOT = Path(__file__).resolve().parents[1]

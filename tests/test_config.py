@@ -7,8 +7,8 @@ from typing import Literal
 
 import pytest
 
-from pofx.core import config
-from pofx.core.errors import UserError
+from pofx.base import config
+from pofx.base.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from conftest import pool, slot
 from ruamel.yaml import YAML
 
 import pofx.families
-from pofx.core import config, family
-from pofx.core.images import to_model
-from pofx.core.loop import train
-from pofx.core.rng import Noise
+from pofx.base import config
+from pofx.base.images import to_model
+from pofx.base.rng import Noise
+from pofx.models import family
+from pofx.train.loop import train
 from tools import compose, deps
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,7 +107,7 @@ def test_the_example_keeps_the_contract(params, sprites, tmp_path):
 def test_the_stage_of_the_example_is_filled_in(params):
     text = deps.renewed(f"stages:\n{block('dvc.yaml, at the end')}")
     stage = YAML(typ="safe").load(text)["stages"][f"train_{NAME}"]
-    assert {FILE, "src/pofx/core/gaussian.py", "stages/train.py", "data/train.npy"} <= set(stage["deps"])
+    assert {FILE, "src/pofx/models/pixels/gaussian.py", "stages/train.py", "data/train.npy"} <= set(stage["deps"])
     assert stage["params"] == [NAME, "seed"]
     whole = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]["train_vae"]
     assert str(stage["outs"] + stage["plots"]) == str(whole["outs"] + whole["plots"]).replace("vae", NAME)

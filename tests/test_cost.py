@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from conftest import build, defaults, small
 from torch import Tensor, nn
 
-from pofx.core import config, family, machine
-from pofx.eval import cost
+from pofx.base import config, machine
+from pofx.models import family
+from pofx.score import cost
 
 CPU = torch.device("cpu")
 CONV, DEPTHWISE, LINEAR = 10 * 10 * 8 * 6 * 9, 10 * 10 * 8 * 9, 7 * 5  # multiplications
@@ -120,7 +121,7 @@ def test_the_peak_is_of_this_process_alone():
 def test_freed_memory_is_not_handed_back_to_the_kernel():
     script = """if True:
         import resource, torch
-        from pofx.core import machine
+        from pofx.base import machine
         machine.device()
         for _ in range(3):
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

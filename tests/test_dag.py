@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from pofx.core import config
-from pofx.core.errors import UserError
+from pofx.base import config
+from pofx.base.errors import UserError
 from tools import compose, deps
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -227,7 +227,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "stages/look.py": "import os\ndef main():\n    from pofx.eval import page\n",
         "src/pofx/__init__.py": "",
         "src/pofx/core/__init__.py": "",
-        "src/pofx/core/family.py": 'import importlib\nlambda n: importlib.import_module(f"pofx.families.{n}")\n',
+        "src/pofx/models/family.py": 'import importlib\nlambda n: importlib.import_module(f"pofx.families.{n}")\n',
         "src/pofx/core/rules.py": "LIMIT = 3\n",
         "src/pofx/families/__init__.py": "",
         "src/pofx/families/one.py": "import pofx.nn.net\nfrom pofx.core import family\n",
@@ -247,7 +247,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 FAMILIES = "src/pofx/families"
-CORE = ["src/pofx/__init__.py", "src/pofx/core/__init__.py", "src/pofx/core/family.py", "src/pofx/core/rules.py"]
+CORE = ["src/pofx/__init__.py", "src/pofx/core/__init__.py", "src/pofx/models/family.py", "src/pofx/core/rules.py"]
 NET = ["src/pofx/nn/__init__.py", "src/pofx/nn/net.py"]
 PAGE = ["src/pofx/__init__.py", *(f"src/pofx/eval/{name}" for name in ("__init__.py", "page.html.j2", "page.py"))]
 MAIN = ["stages/__init__.py", "stages/draw.py"]

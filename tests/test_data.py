@@ -26,9 +26,11 @@ import stages
 import stages.download
 import stages.explore
 import stages.preprocess
-from pofx.core import config
-from pofx.core.errors import UserError
-from pofx.data import archive, binary, explore, fetch, sprites
+from pofx.base import config
+from pofx.base.errors import UserError
+from pofx.data import archive, binary, sprites
+from pofx.data import download as fetch
+from pofx.report import explore
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = dict.fromkeys([*binary.TRAIN, *binary.TEST], 3)  # a CIFAR-10 of 18 images

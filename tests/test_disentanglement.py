@@ -9,9 +9,9 @@ from conftest import build, small
 from PIL import Image
 from torch import nn
 
-from pofx.core.errors import UserError
+from pofx.base.errors import UserError
 from pofx.data import sprites
-from pofx.eval import disentanglement
+from pofx.score import disentanglement
 from tools import tradeoff
 
 N = 1200

@@ -8,9 +8,9 @@ import pytest
 import scipy.linalg
 import torch
 
-import pofx.nn.torchvision_compat  # noqa: F401  (before torch_fidelity and pytorch_fid, which import torchvision)
-from pofx.core.errors import UserError
-from pofx.eval import distances
+import pofx.base.torchvision_compat  # noqa: F401  (before torch_fidelity and pytorch_fid, which import torchvision)
+from pofx.base.errors import UserError
+from pofx.score import distances
 
 
 def features(n: int, d: int, seed: int, shift: float = 0.0) -> np.ndarray:

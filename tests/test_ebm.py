@@ -10,11 +10,12 @@ import torch
 from conftest import build, defaults, pool, slot, small
 from torch import nn
 
-from pofx.core import config, loop
-from pofx.core.errors import UserError
-from pofx.core.images import to_model
-from pofx.core.rng import Noise
-from pofx.families import ebm
+from pofx.base import config
+from pofx.base.errors import UserError
+from pofx.base.images import to_model
+from pofx.base.rng import Noise
+from pofx.models.ebm import ebm
+from pofx.train import loop
 
 CONTRAST, CHAINS, APPROXIMATE = ["ebm=igebm"], ["ebm.chain=2"], []
 

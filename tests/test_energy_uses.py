@@ -10,12 +10,13 @@ import torch
 from conftest import build, small
 from torch import nn
 
-from pofx.core import config, family, files
-from pofx.core.errors import UserError
-from pofx.core.images import to_model, to_uint8
-from pofx.core.rng import Noise
-from pofx.eval import energy
-from pofx.families import ebm
+from pofx.base import config, files
+from pofx.base.errors import UserError
+from pofx.base.images import to_model, to_uint8
+from pofx.base.rng import Noise
+from pofx.models import family
+from pofx.models.ebm import ebm
+from pofx.score import energy
 from stages import energy as stage
 from tools import compose
 

@@ -8,11 +8,10 @@ import torch
 from jaxtyping import TypeCheckError
 from torch import nn
 
-from pofx.core import files
-from pofx.core.errors import UserError
-from pofx.eval import extractor
-from pofx.nn import lite0 as backbone
-from pofx.nn import torchvision_compat
+from pofx.base import files, torchvision_compat
+from pofx.base import lite0 as backbone
+from pofx.base.errors import UserError
+from pofx.score import extractor
 
 CPU = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""The contract of `pofx.core.family.Family`, for every family."""
+"""The contract of `pofx.models.family.Family`, for every family."""
 
 import copy
 from dataclasses import replace
@@ -9,10 +9,11 @@ import torch
 from conftest import build, defaults, pool, slot, small, weights
 from ruamel.yaml import YAML
 
-from pofx.core import config, family
-from pofx.core.images import to_model, to_uint8
-from pofx.core.loop import train
-from pofx.core.rng import Noise
+from pofx.base import config
+from pofx.base.images import to_model, to_uint8
+from pofx.base.rng import Noise
+from pofx.models import family
+from pofx.train.loop import train
 from tools import compose
 
 

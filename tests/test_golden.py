@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import build, pool, slot, small
 
-from pofx.core import config
-from pofx.core.loop import train
+from pofx.base import config
+from pofx.train.loop import train
 
 FILE = Path(__file__).with_name("golden.json")
 

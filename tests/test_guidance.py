@@ -8,10 +8,12 @@ import torch
 from conftest import build, defaults, pool, slot, small
 from test_samplers import settings
 
-from pofx.core import config, family, loop
-from pofx.core.errors import UserError
-from pofx.core.guidance import Denoiser
-from pofx.core.rng import Noise
+from pofx.base import config
+from pofx.base.errors import UserError
+from pofx.base.rng import Noise
+from pofx.models import family
+from pofx.models.denoiser import Denoiser
+from pofx.train import loop
 
 NAMES = [name for name in config.family_names() if issubclass(family.module(name).Model, Denoiser)]
 

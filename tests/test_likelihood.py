@@ -10,11 +10,11 @@ from scipy.integrate import solve_ivp
 from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 
-from pofx.core import noise
-from pofx.core.errors import UserError
-from pofx.core.images import to_model
-from pofx.eval import likelihood
-from pofx.eval.likelihood import BIN, Likelihood
+from pofx.base.errors import UserError
+from pofx.base.images import to_model
+from pofx.models import schedules as noise
+from pofx.score import likelihood
+from pofx.score.likelihood import BIN, Likelihood
 
 CPU = torch.device("cpu")
 LINEAR = noise.preserving("linear", 1000)

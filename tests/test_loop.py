@@ -11,11 +11,13 @@ import torch
 from conftest import build, defaults, pool, slot, small, weights
 from torch import nn
 
-from pofx.core import config, family, files, loop, state
-from pofx.core.data import Pool
-from pofx.core.ema import Ema
-from pofx.core.errors import UserError
-from pofx.core.images import to_model
+from pofx.base import config, files
+from pofx.base.errors import UserError
+from pofx.base.images import to_model
+from pofx.models import family
+from pofx.train import loop, state
+from pofx.train.ema import Ema
+from pofx.train.pool import Pool
 
 
 def run(name, images, folder, stop=lambda: False, preview=lambda seen: None, **train):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from test_distances import features
 
-from pofx.core.errors import UserError
-from pofx.eval import colour, manifold
+from pofx.base.errors import UserError
+from pofx.score import colour, manifold
 
 
 def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:

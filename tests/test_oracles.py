@@ -10,10 +10,11 @@ from ruamel.yaml import YAML
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pofx.core import config, gaussian
-from pofx.core.images import to_model, to_uint8
-from pofx.core.rng import BLOCK, Noise, fold
-from pofx.nn.unet import Inverted, Shape, UNet
+from pofx.base import config
+from pofx.base.images import to_model, to_uint8
+from pofx.base.rng import BLOCK, Noise, fold
+from pofx.models.pixels import gaussian
+from pofx.models.unet import Inverted, Shape, UNet
 from tools import compose
 
 D = 3 * 32 * 32

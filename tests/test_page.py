@@ -15,8 +15,8 @@ from axe_playwright_python.sync_playwright import Axe
 from fake_run import MODELS, ROWS, fake_material, fake_metrics, with_beyond, with_seeds
 from playwright.sync_api import Page, expect, sync_playwright
 
-from pofx.eval.report import page as report
-from pofx.eval.report.text import BLANK
+from pofx.report import page as report
+from pofx.report.text import BLANK
 
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",

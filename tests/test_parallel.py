@@ -16,8 +16,8 @@ from conftest import defaults
 from fake_run import fake_metrics
 from ruamel.yaml import YAML
 
-from pofx.core import config, files
-from pofx.core.errors import UserError
+from pofx.base import config, files
+from pofx.base.errors import UserError
 from stages import CORES
 from tools import compose, parallel
 

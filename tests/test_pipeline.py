@@ -202,7 +202,7 @@ def test_kill_and_resume_is_bitwise(clone: Clone):
 
 def test_temporary_clone(clone: Clone):
     """`dvc exp run --temp` runs its own clone's code, goes on after a crash, and redoes an edited network's family."""
-    network = clone.folder / "src/pofx/nn/energy.py"
+    network = clone.folder / "src/pofx/models/ebm/network.py"
     network.write_text(network.read_text() + '\nprint(f"network: {__file__}")\n')
     command = "dvc exp run --temp -n edited"
     clone.kill(command, "runs/train_ebm/*/state.pt")

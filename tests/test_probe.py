@@ -5,10 +5,10 @@ import pytest
 import torch
 from conftest import build, small
 
-from pofx.core import family
-from pofx.core.errors import UserError
-from pofx.core.images import to_model
-from pofx.eval import probe
+from pofx.base.errors import UserError
+from pofx.base.images import to_model
+from pofx.models import family
+from pofx.score import probe
 
 CPU = torch.device("cpu")
 

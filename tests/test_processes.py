@@ -15,9 +15,11 @@ import pytest
 import torch
 from conftest import build, pool, slot, small, weights
 
-from pofx.core import config, dist, family, files, loop, rng
-from pofx.core.errors import UserError
+from pofx.base import config, dist, files, rng
+from pofx.base.errors import UserError
 from pofx.data.sprites import generate
+from pofx.models import family
+from pofx.train import loop
 from stages import fid, processes, sample
 from stages import train as stage
 from tools import compose
@@ -270,13 +272,13 @@ def test_training_draws_its_random_numbers_by_image():
     """torch's own would be the same ones for the rows of every process."""
     allowed = {"codebook.py": 3, "ebm.py": 4, "perceptual.py": 1, "refinenet.py": 1, "unet.py": 1}
     found = {}
-    for path in [*(ROOT / "src/pofx/families").glob("*.py"), *(ROOT / "src/pofx/nn").glob("*.py")]:
+    for path in (ROOT / "src/pofx/models").rglob("*.py"):
         drawn = re.findall(
             r"torch\.rand\w*\(|F\.dropout|nn\.Dropout|bernoulli|multinomial|(?<!init)\.normal_", path.read_text()
         )
         if drawn:
             found[path.name] = len(drawn)
-    assert found == allowed, "use pofx.core.rng in forward; what belongs to no image may be added here"
+    assert found == allowed, "use pofx.base.rng in forward; what belongs to no image may be added here"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from pofx.core import provenance
+from pofx.base import provenance
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pofx.core.errors import UserError
-from pofx.nn.refinenet import EMBEDDING, InstanceNormPlus, Refine, RefineNet
+from pofx.base.errors import UserError
+from pofx.models.ncsn.refinenet import EMBEDDING, InstanceNormPlus, Refine, RefineNet
 
 BOTH = pytest.mark.parametrize("conditional", [False, True])
 

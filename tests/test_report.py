@@ -24,11 +24,10 @@ from fake_run import (
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from pofx.core.errors import UserError
-from pofx.core.files import read_json
-from pofx.eval import plots
-from pofx.eval.report import charts, notices, page, tables, text
-from pofx.eval.report import metrics as measured
+from pofx.base.errors import UserError
+from pofx.base.files import read_json
+from pofx.report import charts, notices, page, plots, tables, text
+from pofx.report import metrics as measured
 
 
 class Page(HTMLParser):

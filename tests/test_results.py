@@ -6,8 +6,8 @@ import shutil
 import pytest
 from fake_run import BEYOND, MODELS, ROWS, fake_energy, fake_material, fake_metrics
 
-from pofx.core import files
-from pofx.core.errors import UserError
+from pofx.base import files
+from pofx.base.errors import UserError
 from tools import results, runs
 
 

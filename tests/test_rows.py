@@ -10,8 +10,9 @@ import torch
 from conftest import build, defaults, small
 from ruamel.yaml import YAML
 
-from pofx.core import config, family, files
-from pofx.core.errors import UserError
+from pofx.base import config, files
+from pofx.base.errors import UserError
+from pofx.models import family
 from stages import fid, reference, sample
 from tools import compose
 

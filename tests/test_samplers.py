@@ -9,11 +9,14 @@ import torch
 from conftest import build, small
 from torch import nn
 
-from pofx.core import config, family, noise, samplers
-from pofx.core.errors import UserError
-from pofx.core.images import to_model, to_uint8
-from pofx.core.rng import Noise
-from pofx.core.samplers import SAMPLERS, Sample
+from pofx.base import config
+from pofx.base.errors import UserError
+from pofx.base.images import to_model, to_uint8
+from pofx.base.rng import Noise
+from pofx.models import family
+from pofx.models import schedules as noise
+from pofx.sample import samplers
+from pofx.sample.samplers import SAMPLERS, Sample
 
 D = 3 * 32 * 32
 

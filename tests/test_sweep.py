@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from pofx.core import config, noise
-from pofx.core.errors import UserError
-from pofx.core.guidance import Denoiser
-from pofx.core.images import to_uint8
-from pofx.core.rng import Noise
-from pofx.core.samplers import Sample
-from pofx.eval import denoising, distances, drawing, sweep
-from pofx.eval.extractor import Extractor, Fid
+from pofx.base import config
+from pofx.base.errors import UserError
+from pofx.base.images import to_uint8
+from pofx.base.rng import Noise
+from pofx.models import schedules as noise
+from pofx.models.denoiser import Denoiser
+from pofx.sample.samplers import Sample
+from pofx.score import denoising, distances, drawing, sweep
+from pofx.score.extractor import Extractor, Fid
 
 MEAN, STD = 0.2, 0.3
 OWN = Sample(

@@ -12,16 +12,17 @@ from ruamel.yaml import YAML
 from torch import nn
 from torch.distributions import MultivariateNormal
 
-import pofx.nn.torchvision_compat  # noqa: F401  (before torchvision)
-from pofx.core import config, files, logistic
-from pofx.core.errors import UserError
-from pofx.core.images import to_model
-from pofx.core.rng import Noise
-from pofx.eval import likelihood, reconstruction
-from pofx.families.vae import Config, Features
-from pofx.families.vae import Sample as Draw
-from pofx.nn import perceptual as networks
-from pofx.nn.perceptual import Perceptual
+import pofx.base.torchvision_compat  # noqa: F401  (before torchvision)
+from pofx.base import config, files
+from pofx.base.errors import UserError
+from pofx.base.images import to_model
+from pofx.base.rng import Noise
+from pofx.models.pixels import logistic
+from pofx.models.vae import perceptual as networks
+from pofx.models.vae.perceptual import Perceptual
+from pofx.models.vae.vae import Config, Features
+from pofx.models.vae.vae import Sample as Draw
+from pofx.score import likelihood, reconstruction
 from tools import compose
 
 SMALL = {"channels": (8, 8, 8), "latent": 8}

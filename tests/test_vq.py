@@ -8,13 +8,13 @@ import torch
 from conftest import build, pool, slot, small
 from torch import nn
 
-from pofx.core import family
-from pofx.core.images import to_model
-from pofx.core.loop import train
-from pofx.core.rng import Noise
-from pofx.eval.likelihood import Likelihood, evaluate
-from pofx.nn.causal import PixelCNN, Transformer
-from pofx.nn.codebook import Codebook, perplexity
+from pofx.base.images import to_model
+from pofx.base.rng import Noise
+from pofx.models import family
+from pofx.models.vqprior.causal import PixelCNN, Transformer
+from pofx.models.vqvae.codebook import Codebook, perplexity
+from pofx.score.likelihood import Likelihood, evaluate
+from pofx.train.loop import train
 
 D = 3 * 32 * 32
 NETWORKS = ("transformer", "pixelcnn")

@@ -29,8 +29,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 
-from pofx.core import config, files
-from pofx.core.errors import UserError
+from pofx.base import config, files
+from pofx.base.errors import UserError
 from stages import ROOT, run
 
 CONF = ROOT / "conf"
@@ -54,14 +54,14 @@ Representer.add_representer(type(None), lambda self, _: self.represent_scalar("t
 
 def schema() -> dict[str, Any]:
     """The type of every section of params.yaml: each dataclass lives next to the code that reads it."""
-    from pofx.core import family  # with torch: not for those who only ask for usage
     from pofx.data.binary import Preprocess
-    from pofx.data.fetch import Data
-    from pofx.eval.energy import Energy
-    from pofx.eval.extractor import Fid
-    from pofx.eval.likelihood import Likelihood
-    from pofx.eval.probe import Probe
-    from pofx.eval.sweep import Sweep
+    from pofx.data.download import Data
+    from pofx.models import family  # with torch: not for those who only ask for usage
+    from pofx.score.energy import Energy
+    from pofx.score.extractor import Fid
+    from pofx.score.likelihood import Likelihood
+    from pofx.score.probe import Probe
+    from pofx.score.sweep import Sweep
 
     families = {name: family.module(name) for name in config.family_names()}
     sample = dataclasses.make_dataclass(
@@ -79,7 +79,7 @@ def check(tree: dict[str, Any]) -> None:
     Raises:
         UserError: an unknown, missing or wrongly typed key, or a model that is not a family.
     """
-    from pofx.core import family  # as in schema
+    from pofx.models import family  # as in schema
 
     kinds = schema()
     for key in tree:

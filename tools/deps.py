@@ -14,8 +14,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from pofx.core import files
-from pofx.core.errors import UserError
+from pofx.base import files
+from pofx.base.errors import UserError
 from stages import ROOT, run
 
 CMD = re.compile(r"python -m stages\.(\w+)(?: (\w+|\$\{item\.model\}))?")

@@ -27,8 +27,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from pofx.core import config
-from pofx.core.errors import UserError
+from pofx.base import config
+from pofx.base.errors import UserError
 from stages import CORES, RUNS, run
 
 DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]

@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pofx.core import files, provenance
-from pofx.core.errors import UserError
-from pofx.eval.report import metrics, notices, tables, text
+from pofx.base import files, provenance
+from pofx.base.errors import UserError
+from pofx.report import metrics, notices, tables, text
 from stages import ROOT, run
 from tools import runs
 

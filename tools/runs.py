@@ -12,11 +12,10 @@ import pandas as pd
 from markupsafe import Markup
 from ruamel.yaml import YAML
 
-from pofx.core import files
-from pofx.eval import plots
-from pofx.eval.report import metrics, page, tables
-from pofx.eval.report.metrics import FLOOR
-from pofx.eval.report.text import BLANK, text
+from pofx.base import files
+from pofx.report import metrics, page, plots, tables
+from pofx.report.metrics import FLOOR
+from pofx.report.text import BLANK, text
 
 TEXTS = ("data", "scale", "row", "reference", "machine")
 

@@ -11,8 +11,8 @@ from typing import IO
 
 import pandas as pd
 
-from pofx.core.errors import UserError
-from pofx.eval import plots
+from pofx.base.errors import UserError
+from pofx.report import plots
 from stages import ROOT, run
 
 BETA, PSNR, MIG = "vae.beta", "recon_psnr.vae", "mig.vae"

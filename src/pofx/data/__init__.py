@@ -1,1 +1,1 @@
-"""data: where the images come from."""
+"""Where images come from."""

@@ -16,9 +16,9 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import unquote
 from urllib.request import Request, urlopen
 
-from pofx.core.errors import UserError
-from pofx.core.files import digest
-from pofx.core.progress import Bar
+from pofx.base.errors import UserError
+from pofx.base.files import digest
+from pofx.base.progress import Bar
 
 TRIES = 4  # attempts in a row without a new byte
 BROKEN = (URLError, ConnectionError, TimeoutError, ssl.SSLError, HTTPException)  # not OSError: that is a full disk too

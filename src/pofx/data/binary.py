@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
-from pofx.core.errors import UserError
-from pofx.core.files import read_json
+from pofx.base.errors import UserError
+from pofx.base.files import read_json
 
 RECORD = 1 + 3 * 32 * 32  # bytes
 TRAIN, TEST, NAMES, META = (

@@ -1,0 +1,1 @@
+"""What any room may use: configuration, errors, files, images, random numbers, processes, progress."""

@@ -1,0 +1,38 @@
+"""The one value range: uint8 on disk, [-1, 1] float in the models; and picture grids."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from pofx.base.files import atomic
+
+
+def to_model(x: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
+    """Bytes to floats: 0 -> -1, 255 -> 1."""
+    return x.float().div_(127.5).sub_(1)
+
+
+def to_uint8(x: Float[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:
+    """Floats to the nearest byte, saturating outside [-1, 1]."""
+    return x.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def grid(images: UInt8[np.ndarray, "n 3 h w"], columns: int, pad: int = 2, scale: int = 2) -> Image.Image:
+    """A picture of the images, row by row, with `pad` pixels of white between, enlarged `scale` times."""
+    n, c, h, w = images.shape
+    rows = -(-n // columns)
+    sheet = np.full((rows * (h + pad) + pad, columns * (w + pad) + pad, c), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = pad + i // columns * (h + pad), pad + i % columns * (w + pad)
+        sheet[y : y + h, x : x + w] = image.transpose(1, 2, 0)
+    return Image.fromarray(sheet).resize((sheet.shape[1] * scale, sheet.shape[0] * scale), Image.Resampling.NEAREST)
+
+
+def save_grid(images: UInt8[np.ndarray, "n 3 h w"], path: Path, columns: int = 10) -> None:
+    """`grid` as a PNG; the folder is made."""
+    with atomic(path) as file:
+        grid(images, columns).save(file, "PNG", optimize=True)

@@ -1,0 +1,102 @@
+"""The machine a run is on: which device, how it is set up, what it is called; and when it is asked to stop."""
+
+import ctypes
+import os
+import platform
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from pofx.base import dist
+from pofx.base.errors import UserError
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+def device() -> torch.device:
+    """The device to compute on, set up for speed: the first GPU if there is one; of several processes each has its own.
+
+    Raises:
+        UserError: there are fewer GPUs than processes.
+    """
+    if torch.cuda.is_available():
+        local, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if (wanted := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > count:
+            raise UserError(f"{wanted} processes want a GPU each and there are {count}: lower NPROC")
+        torch.cuda.set_device(local)
+        torch.set_float32_matmul_precision("high")  # TF32 for what is not bf16
+        torch.backends.cudnn.benchmark = True  # shapes are fixed
+        return torch.device("cuda", local)
+    torch.set_flush_denormal(True)  # tiny activations would otherwise take the CPU's slow path
+    _keep_memory()
+    return torch.device("cpu")
+
+
+def _keep_memory() -> None:
+    """Have malloc keep what is freed. By default glibc hands large blocks back to the kernel, which clears every page
+    of them anew for the next tensor: up to half the time of drawing (docs/performance.md)."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def name(device: torch.device) -> str:
+    """What to print beside a timing: the GPU's name, or the processor's and the number of threads; and of processes."""
+    times = f"{dist.world()} processes, each on " if dist.world() > 1 else ""
+    return times + _name(device)
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    threads = torch.get_num_threads()
+    return f"{cpu or platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def peak_mib(device: torch.device) -> float:
+    """The most memory that this process has held, in MiB: of a GPU what PyTorch's tensors took; without one the
+    resident set of the process, with Python and its libraries."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    # Not getrusage, whose peak on Linux is that of the parent as well, if it started this process.
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    peak = next((int(line.split()[1]) * 2**10 for line in lines if line.startswith("VmHWM")), None)
+    if peak is None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)
+    return peak / 2**20
+
+
+class StopRequest:
+    """True once SIGTERM or Ctrl-C arrived, the minutes are over, or the launcher of several processes is gone. A second
+    Ctrl-C ends the process at once.
+
+    Attributes:
+        code: the exit code that says why: 75 (try again) for the time limit, 128 + the signal's number.
+    """
+
+    def __init__(self, minutes: float | None = None):
+        self.code = 0
+        self._parent = os.getppid() if dist.world() > 1 else None  # alone, a run may outlive its shell
+        self._deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def __call__(self) -> bool:
+        if time.monotonic() > self._deadline:
+            self.code = 75
+        if self._parent is not None and os.getppid() != self._parent:
+            self.code = 128 + signal.SIGTERM
+        return self.code != 0
+
+    def _on_signal(self, number: int, frame) -> None:
+        self.code = 128 + number
+        signal.signal(number, signal.SIG_DFL)

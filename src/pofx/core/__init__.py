@@ -1,1 +1,0 @@
-"""core: everything that training numbers depend on."""

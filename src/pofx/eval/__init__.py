@@ -1,1 +1,0 @@
-"""eval: everything that only reported numbers depend on."""

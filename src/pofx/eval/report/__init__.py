@@ -1,1 +1,0 @@
-"""The comparison of all families: what a run measured, as tables, charts and one page."""

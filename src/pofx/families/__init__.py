@@ -1,1 +1,0 @@
-"""One file, one family: objective, Config, Sample, Model."""

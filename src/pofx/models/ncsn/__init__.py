@@ -1,0 +1,1 @@
+"""Noise-conditional score networks, with the published RefineNet."""

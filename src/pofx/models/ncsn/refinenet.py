@@ -1,0 +1,205 @@
+"""The RefineNet of NCSN: v1 (Song & Ermon 2019, arXiv 1907.05600, A.1), which is told the noise level, and v2 (Song &
+Ermon 2020, arXiv 2006.09011), which is not. Dilated residual stages, then RefineNet's fusion of their maps (Lin et al.
+2017, arXiv 1611.06612), with ELU and InstanceNorm++.
+
+In all layers `e` is the embedding of the noise level, (b, EMBEDDING), or None in v2. Nothing mixes images.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pofx.base.errors import UserError
+from pofx.models.unet import Fourier
+
+# Width of the embedding of the noise level. Each of v1's 71 norms has a linear layer of its own on it: at this width
+# conditioning adds 5% to the parameters of the published network.
+EMBEDDING = 32
+
+
+class InstanceNormPlus(nn.Module):
+    """InstanceNorm++ (arXiv 1907.05600, A.1): instance norm, with the means of the channels put back, standardised.
+
+        gamma_k ((x_k - mu_k) / s_k + alpha_k (mu_k - m) / v) + beta_k
+
+    mu_k and s_k are the mean and standard deviation of the map of channel k, m and v those of the mus over channels
+    (with n - 1, as in the authors' code). Instance norm alone forgets the means, and with them the colour of the image.
+
+    The authors keep gamma, alpha and beta of every level of the ladder in a table, which ties the network to that
+    ladder: another one, or a noise level between two, cannot be asked for (ermongroup/ncsn, issue 7). Here they are a
+    shared start, as in v2, plus a linear function of the embedding of any noise level.
+    """
+
+    def __init__(self, channels: int, conditional: bool):
+        super().__init__()
+        self.channels = channels
+        ones = 1 + 0.02 * torch.randn(2 * channels)
+        self.start = nn.Parameter(torch.cat([ones, torch.zeros(channels)]))  # gamma, alpha, beta
+        self.vary = nn.Linear(EMBEDDING, 3 * channels, bias=False) if conditional else None
+        if conditional:  # as the table: gamma and alpha spread by about 0.02 over the levels, beta zero
+            nn.init.normal_(self.vary.weight[: 2 * channels], std=0.06)
+            nn.init.zeros_(self.vary.weight[2 * channels :])
+
+    def forward(self, x: Float[Tensor, "b c h w"], e: Float[Tensor, "b d"] | None) -> Float[Tensor, "b c h w"]:
+        affine = self.start if self.vary is None else self.start + self.vary(e)
+        gamma, alpha, beta = affine.view(-1, 3, self.channels, 1, 1).unbind(1)
+        # Written out, not F.instance_norm, which leaves channels_last. Statistics in float32 also under autocast. The
+        # eps keep flat maps finite: they become zero.
+        mean = x.float().mean((2, 3), keepdim=True)
+        centred = x.float() - mean
+        scale = (centred.square().mean((2, 3), keepdim=True) + 1e-5).rsqrt()
+        var, middle = torch.var_mean(mean, 1, keepdim=True)
+        means = (mean - middle) * (var + 1e-5).rsqrt()
+        return torch.addcmul(gamma * alpha * means + beta, gamma * scale, centred).to(x.dtype)
+
+
+class Conv(nn.Module):
+    """InstanceNorm++ where asked, then `then` (ELU, pooling or nothing), then a 3x3 convolution of the same side."""
+
+    def __init__(self, before: int, after: int, then: nn.Module, conditional: bool, *, norm: bool, bias: bool,
+                 dilation: int = 1):  # fmt: skip
+        super().__init__()
+        self.norm, self.then = InstanceNormPlus(before, conditional) if norm else None, then
+        self.conv = nn.Conv2d(before, after, 3, padding=dilation, dilation=dilation, bias=bias)
+
+    def forward(self, x: Tensor, e: Tensor | None) -> Tensor:
+        return self.conv(self.then(x if self.norm is None else self.norm(x, e)))
+
+
+class Residual(nn.Module):
+    """Norm, ELU, conv, twice, with a skip connection.
+
+    Args:
+        dilation: of the convolutions.
+        turn: whether a new stage begins here: the side halves by averaging, or, where convolutions are dilated, the map
+            stays as large and they see twice as far instead. The skip connection is then a convolution.
+    """
+
+    def __init__(self, before: int, after: int, dilation: int, turn: bool, conditional: bool):
+        super().__init__()
+        self.conv1, self.conv2 = [
+            Conv(before, width, nn.ELU(), conditional, norm=True, bias=True, dilation=dilation)
+            for width in (before, after)
+        ]
+        self.shrink, self.skip = nn.Identity(), nn.Identity()
+        if turn and dilation > 1:
+            self.skip = nn.Conv2d(before, after, 3, padding=dilation, dilation=dilation)
+        elif turn:  # pooling before a 1x1 convolution equals pooling after it, at a quarter of the cost
+            self.shrink = nn.AvgPool2d(2)
+            self.skip = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(before, after, 1))
+
+    def forward(self, x: Tensor, e: Tensor | None) -> Tensor:
+        return self.skip(x) + self.shrink(self.conv2(self.conv1(x, e), e))
+
+
+class Units(nn.Module):
+    """RefineNet's residual convolution units: (norm,) ELU, conv, twice, with a skip connection. Only v1 has norms."""
+
+    def __init__(self, channels: int, units: int, conditional: bool):
+        super().__init__()
+        self.units = nn.ModuleList(
+            nn.ModuleList(
+                Conv(channels, channels, nn.ELU(), conditional, norm=conditional, bias=False) for _ in range(2)
+            )
+            for _ in range(units)
+        )
+
+    def forward(self, x: Tensor, e: Tensor | None) -> Tensor:
+        for first, second in self.units:
+            x = x + second(first(x, e), e)
+        return x
+
+
+class Refine(nn.Module):
+    """RefineNet's block: units on every map, their sum at the side of the first map, chained residual pooling, units.
+
+    Args:
+        before: channels of each map.
+        after: channels of the result.
+        units: residual units at the end.
+        conditional: as v1: a norm in every layer, and pooling by averages; v2 pools by maxima.
+    """
+
+    def __init__(self, before: list[int], after: int, units: int, conditional: bool):
+        super().__init__()
+        self.adapt = nn.ModuleList(Units(width, 2, conditional) for width in before)
+        self.fuse = nn.ModuleList(
+            Conv(width, after, nn.Identity(), conditional, norm=conditional, bias=True)
+            for width in before
+            if len(before) > 1
+        )
+        pool = nn.AvgPool2d if conditional else nn.MaxPool2d
+        self.chain = nn.ModuleList(
+            Conv(after, after, pool(5, 1, 2), conditional, norm=conditional, bias=False) for _ in range(2)
+        )
+        self.last = Units(after, units, conditional)
+
+    def forward(self, maps: list[Tensor], e: Tensor | None) -> Tensor:
+        size = maps[0].shape[2:]
+        maps = [adapt(x, e) for adapt, x in zip(self.adapt, maps, strict=True)]
+        if self.fuse:
+            maps = [self._grown(fuse(x, e), size) for fuse, x in zip(self.fuse, maps, strict=True)]
+        h = path = F.elu(sum(maps))
+        for step in self.chain:
+            path = step(path, e)
+            h = h + path
+        return self.last(h, e)
+
+    @staticmethod
+    def _grown(x: Tensor, size: torch.Size) -> Tensor:
+        same = x.shape[2:] == size
+        return x if same else F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+class RefineNet(nn.Module):
+    """Image and noise level in, image out.
+
+    Args:
+        channels: width of the first stage; the other three have twice as many.
+        conditional: v1, where every norm knows the noise level; false: v2, where nothing does.
+        patch: fold patch x patch pixels into channels first: patch^2 times cheaper. 1 is the published network.
+        size: side of the images.
+    """
+
+    def __init__(self, channels: int, conditional: bool, patch: int, size: int = 32):
+        super().__init__()
+        if size % (2 * patch):
+            raise UserError(f"RefineNet halves the side once: patch = {patch} leaves {size / patch:g} of {size}")
+        wide, folded = 2 * channels, 3 * patch**2
+        self.embed = None
+        if conditional:
+            self.embed = nn.Sequential(Fourier(EMBEDDING, scale=1.0), nn.Linear(EMBEDDING, 4 * EMBEDDING), nn.SiLU(),
+                                       nn.Linear(4 * EMBEDDING, EMBEDDING), nn.SiLU())  # fmt: skip
+        self.fold, self.unfold = nn.PixelUnshuffle(patch), nn.PixelShuffle(patch)
+        self.first = nn.Conv2d(folded, channels, 3, padding=1)
+        stages = [(channels, channels, 1), (channels, wide, 1), (wide, wide, 2), (wide, wide, 4)]
+        self.stages = nn.ModuleList(
+            nn.ModuleList([Residual(before, after, dilation, k > 0, conditional),
+                           Residual(after, after, dilation, False, conditional)])
+            for k, (before, after, dilation) in enumerate(stages)
+        )  # fmt: skip
+        self.blocks = nn.ModuleList([
+            Refine([wide], wide, 1, conditional),
+            Refine([wide, wide], wide, 1, conditional),
+            Refine([wide, wide], channels, 1, conditional),
+            Refine([channels, channels], channels, 3, conditional),
+        ])  # fmt: skip
+        self.last = Conv(channels, folded, nn.ELU(), conditional, norm=True, bias=True)
+
+    @property
+    def deepest(self) -> nn.Module:
+        """The layer that puts out the first fused map, of the most dilated stage."""
+        return self.blocks[0]
+
+    def forward(self, x: Float[Tensor, "b 3 h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
+        """`t` names the noise level, as for `UNet`: any real number, of order one. Without effect in v2."""
+        e = None if self.embed is None else self.embed(t)
+        h, kept = self.first(self.fold(x)), []
+        for first, second in self.stages:
+            h = second(first(h, e), e)
+            kept.append(h)
+        h = self.blocks[0]([kept.pop()], e)
+        for block in self.blocks[1:]:
+            h = block([kept.pop(), h], e)
+        return self.unfold(self.last(h, e))

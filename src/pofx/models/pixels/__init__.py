@@ -1,0 +1,1 @@
+"""Distributions of pixels, for families with a decoder."""

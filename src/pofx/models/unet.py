@@ -1,0 +1,216 @@
+"""A U-Net that knows the noise level: the network of DDPM (Ho et al. 2020, arXiv 2006.11239).
+
+It is told the level by sinusoids of the time step, as DDPM, or by Gaussian Fourier features of log sigma (Song et al.
+2021, arXiv 2011.13456).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pofx.base.rng import Dropout
+
+SIZE = 32  # pixels a side
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    # As published 32 groups; in narrow networks as many as leave four channels or more in each.
+    groups = max(g for g in range(1, 33) if channels % g == 0 and channels // g >= 4)
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+def _zeros(layer: Layer) -> Layer:
+    # Each residual branch starts as nothing, so that the network starts as a shallow one.
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Fourier(nn.Module):
+    """Gaussian Fourier features of a scalar: sin and cos of 2 pi w t with fixed w ~ N(0, scale^2)."""
+
+    def __init__(self, dim: int, scale: float):
+        super().__init__()
+        self.register_buffer("w", torch.randn(dim // 2) * scale)
+
+    def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b dim"]:
+        angle = 2 * math.pi * t[:, None] * self.w
+        return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+class Sinusoid(nn.Module):
+    """sin and cos of a time step at `dim` / 2 frequencies from 1 down to 1e-4 (Vaswani et al. 2017)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("w", torch.logspace(0, -4, dim // 2), persistent=False)
+
+    def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b dim"]:
+        angle = t[:, None] * self.w
+        return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+class Block(nn.Module):
+    """Residual block: norm, SiLU, conv, twice; the noise embedding is added between."""
+
+    def __init__(self, before: int, after: int, embedding: int, dropout: float):
+        super().__init__()
+        self.norm1, self.conv1 = _norm(before), nn.Conv2d(before, after, 3, padding=1)
+        self.embed = nn.Linear(embedding, after)
+        self.norm2, self.dropout = _norm(after), Dropout(dropout)
+        self.conv2 = _zeros(nn.Conv2d(after, after, 3, padding=1))
+        self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x))) + self.embed(e)[:, :, None, None]
+        return self.skip(x) + self.conv2(self.dropout(F.silu(self.norm2(h))))
+
+
+class Inverted(nn.Module):
+    """Inverted residual block: layer norm, to four times the width, a depthwise 3x3, and back.
+
+    The shape of the block is MobileNetV2's (Sandler et al. 2018, arXiv 1801.04381); the noise embedding scales and
+    shifts what enters and scales what leaves, as in DiT (Peebles & Xie 2023, arXiv 2212.09748). Nearly all of it is
+    matrix products over single positions, where a processor without tensor cores is fastest, and every position is
+    normed by itself, so that a small shape on a plain ground is not drowned by the ground's statistics.
+    """
+
+    def __init__(self, before: int, after: int, embedding: int, dropout: float):
+        super().__init__()
+        wide = 4 * after
+        self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
+        self.embed = nn.Linear(embedding, 3 * after)
+        self.widen, self.spread = nn.Linear(after, wide), nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
+        self.dropout, self.narrow = Dropout(dropout), _zeros(nn.Linear(wide, after))
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        x = self.skip(x)
+        scale, shift, gate = self.embed(e)[:, None, None].chunk(3, -1)
+        h = F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2])  # channels last, as the maps lie in memory
+        h = self.widen(torch.addcmul(shift, h, 1 + scale)).permute(0, 3, 1, 2)
+        h = F.gelu(h + self.spread(h)).permute(0, 2, 3, 1)
+        return x + ((1 + gate) * self.narrow(self.dropout(h))).permute(0, 3, 1, 2)
+
+
+class Attention(nn.Module):
+    """Self-attention over the positions of the map, with a residual connection."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.heads, self.norm = heads, _norm(channels)
+        self.qkv, self.out = nn.Conv2d(channels, 3 * channels, 1), _zeros(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        q, k, v = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, h * w).transpose(3, 4).unbind(1)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(y.transpose(2, 3).reshape(b, c, h, w))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a U-Net looks like: the published one of DDPM has 128, (1, 2, 2, 2), 2, residual, (16,), 1, conv, 1, 0.1."""
+
+    channels: int  # width of the first level
+    multipliers: tuple[int, ...]  # width of every level as a multiple of it; each level halves the side
+    blocks: int  # residual blocks a level on the way down, one more on the way up
+    block: Literal["residual", "inverted"]  # DDPM's block of 3x3 convolutions, or one of 1x1 and depthwise convolutions
+    attention: tuple[int, ...]  # sides of the maps with self-attention; if any, the middle has it too
+    heads: int  # of the self-attention
+    resample: Literal["conv", "plain"]  # halve and double the side with a convolution, or by mean and repetition alone
+    patch: int  # fold squares of pixels into channels first, which costs patch^2 times less
+    dropout: float  # share of features dropped within residual blocks
+
+    def __post_init__(self) -> None:
+        for key in ("channels", "blocks", "heads", "patch"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} = {getattr(self, key)} should be at least 1")
+        attended = [m for i, m in enumerate(self.multipliers) if self.side(i) in self.attention]
+        attended += self.multipliers[-1:] if self.attention else []
+        if any(self.channels * m % self.heads for m in attended):
+            raise ValueError(f"heads = {self.heads} should divide the width of every map with attention")
+        if not self.multipliers or SIZE % (self.patch * 2 ** (len(self.multipliers) - 1)):
+            raise ValueError(f"multipliers = {list(self.multipliers)}: too many or no levels at patch {self.patch}")
+
+    def side(self, level: int) -> int:
+        return SIZE // self.patch // 2**level
+
+
+class UNet(nn.Module):
+    """Image and noise level in, image out.
+
+    Args:
+        shape: widths, depths and the rest.
+        time: what `t` is: "sigma", a real number of order one such as log(sigma) / 4, or "step", of a chain of about
+            a thousand.
+    """
+
+    def __init__(self, shape: Shape, time: Literal["sigma", "step"]):
+        super().__init__()
+        channels, patch, plain = shape.channels, shape.patch, shape.resample == "plain"
+        residual = shape.block == "residual"
+        block, side = (Block, 3) if residual else (Inverted, 1)  # and of the first and the last convolution's kernel
+        embedding, folded = 4 * channels, 3 * patch**2
+        features = Fourier(channels, scale=1.0) if time == "sigma" else Sinusoid(channels)
+        self.embed = nn.Sequential(features, nn.Linear(channels, embedding), nn.SiLU(),
+                                   nn.Linear(embedding, embedding), nn.SiLU())  # fmt: skip
+        self.fold, self.unfold = nn.PixelUnshuffle(patch), nn.PixelShuffle(patch)
+        self.first = nn.Conv2d(folded, channels, side, padding=side // 2)
+
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        widths, kept, now = [channels * m for m in shape.multipliers], [channels], channels
+
+        def step(before: int, after: int, level: int) -> nn.ModuleList:
+            attention = [Attention(after, shape.heads)] if shape.side(level) in shape.attention else []
+            return nn.ModuleList([block(before, after, embedding, shape.dropout), *attention])
+
+        for level, width in enumerate(widths):
+            for _ in range(shape.blocks):
+                self.down.append(step(now, width, level))
+                now = width
+                kept.append(now)
+            if level + 1 < len(widths):
+                self.down.append(nn.AvgPool2d(2) if plain else nn.Conv2d(now, now, 3, 2, 1))
+                kept.append(now)
+        attention = [Attention(now, shape.heads)] if shape.attention else []
+        first, last = (block(now, now, embedding, shape.dropout) for _ in range(2))
+        self.middle = nn.ModuleList([first, *attention, last])
+        for level, width in reversed(list(enumerate(widths))):
+            for _ in range(shape.blocks + 1):
+                self.up.append(step(now + kept.pop(), width, level))
+                now = width
+            if level:
+                conv = [] if plain else [nn.Conv2d(now, now, 3, padding=1)]
+                self.up.append(nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), *conv))
+        norm = [_norm(now), nn.SiLU()] if residual else []
+        self.last = nn.Sequential(*norm, _zeros(nn.Conv2d(now, folded, side, padding=side // 2)))
+
+    @property
+    def deepest(self) -> nn.Module:
+        """The layer that puts out the last map of the smallest side."""
+        return self.middle[-1]
+
+    def forward(self, x: Float[Tensor, "b 3 h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
+        """`t` names the noise level, in the unit of `time`; it need not be one that was trained on."""
+        e = self.embed(t)
+        h = self.first(self.fold(x))
+        kept = [h]
+        for step in self.down:
+            h = self._run(step, h, e) if isinstance(step, nn.ModuleList) else step(h)
+            kept.append(h)
+        h = self._run(self.middle, h, e)
+        for step in self.up:
+            h = self._run(step, torch.cat([h, kept.pop()], 1), e) if isinstance(step, nn.ModuleList) else step(h)
+        return self.unfold(self.last(h))
+
+    @staticmethod
+    def _run(step: nn.ModuleList, h: Tensor, e: Tensor) -> Tensor:
+        for layer in step:
+            h = layer(h, e) if isinstance(layer, Block | Inverted) else layer(h)
+        return h

@@ -1,0 +1,246 @@
+"""Variational autoencoder (Kingma & Welling 2013), with the weight, the price and the tightness of its bound to choose.
+
+    log p(x) >= E_q(z|x)[ log p(x|z) ] - KL( q(z|x) || N(0, I) )
+
+Both terms are sums, over pixels and over latent units, so that `beta` (beta-VAE, Higgins et al. 2017) means what the
+papers mean by it. p(x|z) is a Gaussian of constant width, of one learned width for all pixels (`sigma_vae`: Rybkin et
+al. 2021, arXiv 2006.13202), which balances the two terms by itself, or a mixture of discretised logistics
+(`pofx.models.pixels.logistic`). With `perceptual` a distance in features of a frozen network is added in training
+(DFC-VAE, Hou et al. 2017, arXiv 1610.00291): the loss is then no bound; in evaluation it is that of
+the model of pixels.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from pofx.base import dist, rng
+from pofx.base.errors import UserError
+from pofx.base.fetch import Weights, find
+from pofx.base.images import to_model
+from pofx.base.rng import Noise
+from pofx.models.family import Draw, Family, Terms
+from pofx.models.pixels import gaussian, logistic
+from pofx.models.vae import latent, perceptual
+from pofx.models.vae.autoencoder import Decoder, Encoder, ResnetDecoder, ResnetEncoder
+from pofx.models.vae.mixture import Mixture
+from pofx.train.loop import Train
+
+FEWEST_ACTIVE = 0.1  # of the units
+FITTED = 10_000  # images that the mixture is fitted to
+PART = 256  # images at a time, where a family is not told
+
+
+@dataclass(frozen=True)
+class Features:
+    """The perceptual term."""
+
+    alpha: float  # its weight; 0: none, and no network is loaded
+    backbone: Literal["efficientnet_lite0", "vgg19"]
+    layers: tuple[int, ...]  # see pofx.models.vae.perceptual; a shallow one keeps colours right
+    side: int  # pixels that images are enlarged to
+    weights: str | None  # of vgg19: path or URL
+    sha256: str  # how the digest of that file begins
+
+    def __post_init__(self) -> None:
+        count = perceptual.LAYERS[self.backbone]
+        if not self.layers or not all(0 <= layer < count for layer in self.layers):
+            raise ValueError(f"layers = {list(self.layers)} should name layers of {self.backbone}, 0 to {count - 1}")
+
+
+@dataclass(frozen=True)
+class Config:
+    arch: Literal["conv", "resnet"]
+    channels: tuple[int, ...]  # of the levels, each of half the side of the one before
+    blocks: int  # residual blocks a level, of a resnet
+    latent: int  # units
+    likelihood: Literal["sigma_vae", "gaussian", "logistic"]
+    sigma: float  # of a Gaussian, on [-1, 1]: constant, or where a learned one starts
+    mixtures: int  # components, of logistic
+    beta: float  # weight of the KL term
+    kl_warmup: int  # images over which beta, or with a capacity that, grows from zero
+    free_bits: float  # nats a unit that cost nothing less (Kingma et al. 2016, arXiv 1606.04934); 0: none
+    capacity: float  # nats that the KL term is held at (Burgess et al. 2018, arXiv 1804.03599); 0: none
+    importance: int  # codes drawn for an image: 1 the bound above, more the tighter one of Burda et al. 2016
+    perceptual: Features
+    components: int  # Gaussians fitted to the aggregated posterior after training; 0: none
+    train: Train
+
+    def __post_init__(self) -> None:
+        gaussian.width(self.sigma)  # raises where there is none
+        for key in ("latent", "mixtures", "importance", "blocks"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} = {getattr(self, key)} should be at least 1")
+        if (self.free_bits > 0) + (self.capacity > 0) + (self.importance > 1) > 1:
+            raise ValueError("free_bits, capacity and importance above 1 each say what the KL term costs: choose one")
+
+
+@dataclass(frozen=True)
+class Sample(Draw):
+    batch: int
+    prior: Literal["normal", "mixture"]  # of the code: N(0, I), or what was fitted after training
+
+
+class Model(Family):
+    likelihood = "importance"
+    layer = "mean of the code"
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        self.cfg = cfg
+        out = 3 if cfg.likelihood != "logistic" else logistic.PER_COMPONENT * cfg.mixtures
+        if cfg.arch == "conv":
+            self.encoder, self.net = Encoder(cfg.channels, cfg.latent), Decoder(cfg.channels, cfg.latent, out)
+        else:
+            self.encoder = ResnetEncoder(cfg.channels, cfg.blocks, cfg.latent)
+            self.net = ResnetDecoder(cfg.channels, cfg.blocks, cfg.latent, out)
+        if cfg.likelihood == "sigma_vae":
+            self.width = nn.Parameter(gaussian.width(cfg.sigma))
+        else:
+            self.register_buffer("width", gaussian.width(cfg.sigma), persistent=False)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+        self.perceptual: perceptual.Perceptual | None = None  # see `fetch`
+        self.mixture = Mixture(cfg.components, cfg.latent) if cfg.components else None
+
+    def fetch(self, cache: Path, base: Path) -> None:
+        cfg = self.cfg.perceptual
+        if not cfg.alpha:
+            return
+        if cfg.backbone == "vgg19":
+            keys = ("vae.perceptual.weights", "vae.perceptual.sha256")
+            path = find(Weights(cfg.weights, cfg.sha256, keys, "vgg19-dcbb9e9d.pth"), cache, base)
+            backbone = perceptual.vgg19(path)
+        else:
+            backbone = perceptual.efficientnet_lite0()
+        self.perceptual = perceptual.Perceptual(backbone, cfg.layers, cfg.side)
+
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Terms:
+        cfg = self.cfg
+        if not self.training:
+            x = self.dequantised(x)
+        out, log_px, log_ratio, units = self.draw(x, cfg.importance)
+        kl, nats = units.sum(1), log_px.mean(0)
+        if cfg.importance == 1:
+            loss = self.price(units) - nats
+        else:
+            loss = math.log(cfg.importance) - (log_px - self.beta() * log_ratio).logsumexp(0)
+        terms = {"loss": loss, "log_px": nats, "kl": kl}
+        if cfg.likelihood != "logistic":
+            terms["sigma"] = gaussian.log_sigma(self.width).exp()
+        if self.training and cfg.perceptual.alpha:
+            terms["features"] = self.perceptual(x, self.mean(out[: len(x)]))
+            terms["loss"] = loss + cfg.perceptual.alpha * terms["features"]
+        if self.training:
+            self.seen += len(x) * dist.parts()
+        else:  # the bound itself has beta 1
+            unit = x[0].numel() * math.log(2)
+            terms |= {"bpd_prior": kl / unit, "bpd_decoder": -nats / unit - self.log_bin() / math.log(2)}
+            terms["bpd"] = terms["bpd_prior"] + terms["bpd_decoder"]
+        return terms
+
+    def draw(self, x: Float[Tensor, "b 3 h w"], k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """k codes an image from q(z|x), decoded.
+
+        Returns:
+            The decoder's output (k b, c, h, w); log p(x|z) and log q(z|x) - log p(z), both (k, b); KL of every unit (b,
+            latent), which is the mean of the latter in closed form.
+        """
+        mean, log_var = self.encode(x)
+        noise = rng.batch(torch.randn, k, *mean.shape, dim=1, device=x.device)
+        z = mean + (0.5 * log_var).exp() * noise
+        out = self.net(z.flatten(0, 1)).float()
+        log_px = self.log_likelihood(x.expand(k, *x.shape).flatten(0, 1), out).unflatten(0, (k, len(x)))
+        log_ratio = 0.5 * (z.square() - noise.square() - log_var).sum(2)
+        return out, log_px, log_ratio, latent.kl(mean, log_var)
+
+    def encode(self, x: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b latent"], Float[Tensor, "b latent"]]:
+        """Mean and log variance of q(z|x); log variances are held in [-10, 10], where exp is safe."""
+        mean, log_var = self.encoder(x).float().chunk(2, 1)
+        return mean, log_var.clamp(-10, 10)
+
+    def decode(self, z: Float[Tensor, "b latent"]) -> Float[Tensor, "b 3 h w"]:
+        """The decoder's mean."""
+        return self.mean(self.net(z).float())
+
+    def log_likelihood(self, x: Float[Tensor, "b 3 h w"], out: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+        """log p(x|z) in nats, summed over pixels and channels: log N(x; out, sigma^2 I), or log P of grey levels."""
+        if self.cfg.likelihood == "logistic":
+            return logistic.log_prob(x, out)
+        return gaussian.log_prob(x, out, gaussian.log_sigma(self.width))
+
+    def mean(self, out: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]:
+        """The mean image of the decoder's output."""
+        return logistic.mean(out) if self.cfg.likelihood == "logistic" else out
+
+    def dequantised(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """As the likelihood wants them: only a density needs more than grey levels."""
+        return x if self.cfg.likelihood == "logistic" else gaussian.dequantised(x)
+
+    def log_bin(self) -> float:
+        """What turns a log density into a log probability: the volume of a bin, a dimension."""
+        return 0.0 if self.cfg.likelihood == "logistic" else math.log(gaussian.BIN)
+
+    def price(self, units: Float[Tensor, "b latent"]) -> Float[Tensor, " b"]:
+        """What the KL term costs an image. Free bits count every unit's mean over the batch, as published."""
+        cfg, kl = self.cfg, units.sum(1)
+        if cfg.capacity:
+            return cfg.beta * (kl - cfg.capacity * self.ramp()).abs()
+        if cfg.free_bits:
+            kl = dist.mean(units).clamp(min=cfg.free_bits).sum().expand(len(units))
+        return self.beta() * kl
+
+    def ramp(self) -> Tensor | float:
+        """From 0 to 1 over the warm-up; 1 in evaluation."""
+        if not self.training or not self.cfg.kl_warmup:
+            return 1.0
+        return (self.seen / self.cfg.kl_warmup).clamp(max=1)
+
+    def beta(self) -> Tensor | float:
+        """The KL weight, growing linearly over the warm-up so that the code is used before it is priced."""
+        return self.cfg.beta * self.ramp()
+
+    def log_weights(self, x: Float[Tensor, "b 3 h w"], k: int) -> Float[Tensor, "k b"]:
+        x = self.dequantised(x)
+        _, log_px, log_ratio, _ = self.draw(x, k)
+        return log_px - log_ratio + x[0].numel() * self.log_bin()
+
+    def sample(self, noise: Noise, cfg: Sample) -> Float[Tensor, "n 3 32 32"]:
+        """Decoder means of codes from the prior (without the decoder's own pixel noise)."""
+        if cfg.prior == "mixture" and self.mixture is None:
+            raise UserError(
+                "prior = mixture needs a model trained with vae.components above 0: set it, or draw from normal "
+                "(sample.vae.prior) and take the row out (-S ~sample.vae.also.mixture)"
+            )
+        z = self.mixture.draw(noise) if cfg.prior == "mixture" else noise.normal(self.cfg.latent)
+        return self.decode(z)
+
+    def finish(self, images: UInt8[Tensor, "n 3 h w"]) -> None:
+        """Fit the mixture to codes of the first images, one draw each."""
+        if self.mixture is not None:
+            pairs = [self.encode(to_model(part)) for part in images[:FITTED].split(PART)]
+            self.mixture.fit(torch.cat([m + (0.5 * v).exp() * rng.randn_like(m) for m, v in pairs]))
+
+    def reconstruct(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Decoder means of the posterior's means."""
+        return self.decode(self.encode(x)[0])
+
+    def monitor(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, Any]:
+        """Is the code in use, and does it match the prior: active units, KL of every unit (nats, falling), and of the
+        aggregated posterior the largest mean of a unit (0 in the prior) and the range of standard deviations (1)."""
+        pairs = [self.encode(to_model(part)) for part in images.split(PART)]
+        mean, log_var = (torch.cat(rows).double() for rows in zip(*pairs, strict=True))
+        active, units = int(latent.active(mean).sum()), self.cfg.latent
+        if active < FEWEST_ACTIVE * units:
+            print(f"warning: {active} of {units} units of the VAE's code are in use, the posterior has collapsed: "
+                  "lower vae.beta, or set vae.free_bits or a longer vae.kl_warmup", file=sys.stderr)  # fmt: skip
+        kl = latent.kl(mean, log_var).mean(0)
+        std = (mean.var(0, correction=0) + log_var.exp().mean(0)).sqrt()
+        row = {"active_units": active, "kl_units": [round(v, 4) for v in kl.sort(descending=True).values.tolist()]}
+        row |= {"code_mean_largest": mean.mean(0).abs().max().item()}
+        return row | {"code_std_smallest": std.min().item(), "code_std_largest": std.max().item()}

@@ -1,0 +1,1 @@
+"""Prior of the codes of a VQ-VAE."""

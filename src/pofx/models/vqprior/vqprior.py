@@ -1,0 +1,118 @@
+"""The distribution of a VQ-VAE's codes, and with it the whole model (van den Oord et al. 2017, arXiv 1711.00937).
+
+    loss = -sum over i of log p(c_i | c_1..c_{i-1}) nats,   c the 8x8 codes of an image in raster order
+    log p(x) >= log N(x; m(c), s^2 I) + log p(c)
+
+p is a causal transformer, or a gated PixelCNN as in the paper. The autoencoder (family vqvae) is trained before and
+frozen here; it is part of this model, which draws and scores images by itself.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from pofx.base.progress import Bar
+from pofx.base.rng import Noise
+from pofx.models.family import Draw, Family, Terms
+from pofx.models.pixels import gaussian
+from pofx.models.vqprior.causal import PixelCNN, Transformer
+from pofx.train.loop import Train
+
+LENGTH = 64  # codes of an image
+
+
+@dataclass(frozen=True)
+class Config:
+    network: Literal["transformer", "pixelcnn"]
+    width: int
+    layers: int
+    heads: int  # of the transformer
+    dropout: float
+    train: Train
+
+    def __post_init__(self) -> None:
+        for key in ("width", "layers", "heads"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} = {getattr(self, key)} should be at least 1")
+        if self.width % self.heads:
+            raise ValueError(f"heads = {self.heads} should divide width = {self.width}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout = {self.dropout} should lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class Sample(Draw):
+    batch: int
+
+
+class Model(Family):
+    needs = "vqvae"
+    likelihood = "forward"
+    layer = "output of the autoencoder's encoder before it is quantised, averaged to 2x2"
+
+    def __init__(self, cfg: Config, base: Family):
+        super().__init__()
+        self.cfg = cfg
+        self.base = base.requires_grad_(False).eval()
+        size = base.cfg.codes
+        if cfg.network == "transformer":
+            self.net = Transformer(size, LENGTH, cfg.width, cfg.layers, cfg.heads, cfg.dropout)
+        else:
+            self.net = PixelCNN(size, LENGTH, cfg.width, cfg.layers, cfg.dropout)
+
+    def train(self, mode: bool = True) -> "Model":
+        super().train(mode)
+        self.base.eval()  # its codebook must not follow
+        return self
+
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Terms:
+        with torch.no_grad():
+            codes = self.base.codes(x)
+        nll = self.code_length(codes)
+        terms = {"loss": nll, "bits_per_code": nll / (LENGTH * math.log(2))}
+        if not self.training:
+            x = gaussian.dequantised(x)
+            unit = x[0].numel() * math.log(2)
+            log_px = self.base.log_likelihood(x, self.base.quantised(codes))
+            terms |= {"bpd_prior": nll / unit, "bpd_decoder": -log_px / unit - math.log2(gaussian.BIN)}
+            terms["bpd"] = terms["bpd_prior"] + terms["bpd_decoder"]
+        return terms
+
+    def code_length(self, codes: Int64[Tensor, "b n"]) -> Float[Tensor, " b"]:
+        """-log p(codes) in nats, summed over the map."""
+        logits = self.net(codes[:, :-1]).float()
+        return F.cross_entropy(logits.transpose(1, 2), codes, reduction="none").sum(1)
+
+    def validate(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+        """Without the decoder."""
+        return self.code_length(self.base.codes(x))
+
+    def draw(self, u: Float[Tensor, "b n"]) -> Int64[Tensor, "b n"]:
+        """Codes drawn one after the other, each from one uniform number, by the inverse distribution function."""
+        codes, cache = u.new_zeros(len(u), 0, dtype=torch.long), {}
+        for i in Bar(range(u.shape[1]), desc="codes", leave=False):
+            rising = self.net(codes, cache)[:, -1].float().softmax(1).cumsum(1)
+            drawn = (rising < u[:, i, None] * rising[:, -1:]).sum(1, keepdim=True)
+            codes = torch.cat([codes, drawn], 1)
+        return codes
+
+    def sample(self, noise: Noise, cfg: Sample) -> Float[Tensor, "n 3 32 32"]:
+        """Decoder means of codes drawn from the prior (without the decoder's own pixel noise)."""
+        return self.base.net(self.base.quantised(self.draw(noise.uniform(LENGTH))))
+
+    def reconstruct(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """The autoencoder's."""
+        return self.base.reconstruct(x)
+
+    def features(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """The autoencoder's."""
+        return self.base.features(x)
+
+    def monitor(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, Any]:
+        """How the codebook is used; see vqvae."""
+        return self.base.monitor(images)

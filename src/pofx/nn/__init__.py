@@ -1,1 +1,0 @@
-"""nn: networks: tensors in, tensors out, no losses."""

@@ -1,0 +1,110 @@
+"""What a run measured, as one tree: metric -> row -> value.
+
+A row is a way to draw from a trained family (pofx.models.family.draws): `edm`, and `edm-ddim` if that was asked for.
+What drawing decides is told of rows, what training decides of families.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pofx.base.errors import UserError
+from pofx.base.files import read_json
+
+Metrics = dict[str, dict[str, Any]]  # metric -> row (or "floor", or one of LINES) -> value
+SUMMARY = ("bpd", "mig", "recon_psnr")  # besides the Frechet distance
+TRAINING = (  # of a family: every one of its rows costs the same
+    "parameters", "images_seen", "train_seconds", "train_images_per_second", "forward_gflop", "train_peak_mib",
+    "sample_peak_mib", "device",
+)  # fmt: skip
+LINES = {  # below the floor
+    "halves": "training images (floor)",
+    "gaussian": "full-covariance Gaussian",
+    "pixel_gaussian": "per-pixel Gaussian",
+    "pca_gaussian": "PCA-Gaussian",
+}
+FLOOR = "test images (floor)"
+
+
+def read(models: tuple[str, ...], folder: Path) -> Metrics:
+    """All that a run measured, from its folder of metrics.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    parts = ("train/{}", "time/train_{}", "time/sample_{}", "fid/{}")
+    names = ["reference", *(part.format(f) for f in models for part in parts)]
+    try:
+        return merge(read_json(folder / f"{name}.json") for name in names)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing: run `dvc repro` first") from None
+
+
+def merge(trees: Iterable[Metrics]) -> Metrics:
+    """Metric files as one; every value stands in one file.
+
+    Raises:
+        ValueError: two files give the same metric of the same family.
+    """
+    out: Metrics = {}
+    for tree in trees:
+        for key, row in tree.items():
+            if both := out.setdefault(key, {}).keys() & row.keys():
+                raise ValueError(f"metric {key} of {', '.join(both)} stands in two files")
+            out[key] |= row
+    return out
+
+
+def distance_keys(metrics: Metrics) -> tuple[str, str, str]:
+    """Names of Frechet distance, KID and KID's spread: they tell the extractor (`fid` is Inception alone)."""
+    return tuple(metrics["protocol"]["floor"]["keys"])
+
+
+def rows(models: tuple[str, ...], metrics: Metrics) -> dict[str, str]:
+    """Every row that was scored -> its family, in the order of `models`."""
+    families = {row: row.partition("-")[0] for row in metrics["protocol"]}
+    return {row: f for f in models for row, owner in families.items() if owner == f}
+
+
+def lines(metrics: Metrics) -> list[str]:
+    """Those of LINES of which the run knows something, if only why they are blank."""
+    return [name for name in LINES if any(name in metrics.get(key, {}) for key in ("protocol", "bpd", "refused"))]
+
+
+def seeds(metrics: Metrics, key: str) -> dict[str, list[float]]:
+    """Of every row that was drawn with several sampling seeds, the distance `key` of each, the first seed first."""
+    return {row: values for row, values in metrics.get(f"{key}_seeds", {}).items() if len(values) > 1}
+
+
+def table(models: tuple[str, ...], metrics: Metrics, further: Iterable[str] = ()) -> pd.DataFrame:
+    """One line for the floor, each of `further` and each row, one column for each metric; NaN where there is none
+    (honest blanks). What the training of a family cost stands in each of its rows.
+
+    Where rows were drawn with several sampling seeds, their Frechet distance is the mean over these, and the column
+    `<distance>_spread` holds the standard deviation.
+
+    Raises:
+        UserError: there is no family to compare.
+    """
+    if not models:
+        raise UserError("models is empty: name at least one family")
+    plain = {key: row for key, row in metrics.items() if not any(isinstance(v, dict) for v in row.values())}
+    owners, fd = rows(models, metrics), distance_keys(metrics)[0]
+    for key in plain.keys() & set(TRAINING):
+        known = {row: plain[key].get(row, plain[key].get(f)) for row, f in owners.items()}
+        plain[key] = {row: value for row, value in known.items() if value is not None}
+    drawn = {row: pd.Series(values) for row, values in seeds(metrics, fd).items()}
+    plain[fd] = plain[fd] | {row: values.mean() for row, values in drawn.items()}
+    plain[f"{fd}_spread"] = {row: values.std() for row, values in drawn.items()}
+    return pd.DataFrame(plain, index=["floor", *further, *owners])
+
+
+def summary(models: tuple[str, ...], metrics: Metrics) -> Metrics:
+    """The few numbers that `dvc metrics` and `dvc exp show` have columns for: of each family's first row, with the
+    first sampling seed. The rest is in the report."""
+    names = [row for row, f in rows(models, metrics).items() if row == f]
+    keys = (distance_keys(metrics)[0], *SUMMARY)
+    picked = {key: {n: metrics[key][n] for n in names if n in metrics.get(key, {})} for key in keys}
+    return {key: row for key, row in picked.items() if row}

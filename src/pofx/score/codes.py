@@ -1,0 +1,87 @@
+"""What a family's code holds, in pictures: bytes for `pofx.base.images.save_grid`, row by row."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from pofx.base.images import to_model, to_uint8
+from pofx.models.family import Family
+from pofx.models.vae import latent
+from pofx.sample.interpolation import lerp, slerp
+
+Images = UInt8[np.ndarray, "n 3 h w"]
+Picture = UInt8[np.ndarray, "_ 3 h w"]
+Sheet = tuple[Picture, int]  # and its columns
+Code = Float[Tensor, "n latent"]
+COLUMNS, UNITS, PAIRS = 12, 10, 5  # of the pictures; rows of traversals; pairs of rows in the others
+VALUES = np.linspace(-2.5, 2.5, 11).tolist()  # of a unit in traversals, in standard deviations of the prior
+
+
+def pictures(model: Family, images: Images, again: Images, batch: int, device: torch.device) -> dict[str, Sheet]:
+    """Reconstructions of the first `images`; of a Gaussian code also traversals, if a unit is in use over all of them,
+    and interpolations.
+
+    Args:
+        again: what comes back of `images`.
+    """
+    columns = min(COLUMNS, len(images))
+    found = {"reconstructions": (reconstructions(images, again, columns, PAIRS), columns)}
+    if (code := posterior(model, images, batch, device)) is not None:
+        mean, log_var = code
+        moved = traversals(model, mean, log_var, VALUES, UNITS)
+        found |= {"traversals": (moved, len(VALUES))} if len(moved) else {}
+        found["interpolations"] = interpolations(model, mean, images, PAIRS, COLUMNS), COLUMNS
+    return found
+
+
+def reconstructions(images: Images, again: Images, columns: int, rows: int) -> Picture:
+    """Rows of `columns` images, below each row what came back of it; `rows` such pairs at most."""
+    n = min(rows, len(images) // columns) * columns
+    pairs = (part[:n].reshape(-1, columns, *part.shape[1:]) for part in (images, again))
+    return np.stack([*pairs], 1).reshape(-1, *images.shape[1:])
+
+
+@torch.no_grad()
+def posterior(model: Family, images: Images, batch: int, device: torch.device) -> tuple[Code, Code] | None:
+    """Mean and log variance of the code of every image; None: the model has no Gaussian code."""
+    parts = []
+    for start in range(0, len(images), batch):
+        code = model.encode(to_model(torch.from_numpy(np.array(images[start : start + batch])).to(device)))
+        if code is None:
+            return None
+        parts.append(code)
+    mean, log_var = (torch.cat(rows) for rows in zip(*parts, strict=True))
+    return mean, log_var
+
+
+@torch.no_grad()
+def traversals(model: Family, mean: Code, log_var: Code, values: list[float], rows: int) -> Picture:
+    """What single units do: the code of the first image, with one unit at each of `values`, in standard deviations of
+    the prior.
+
+    Returns:
+        A row a unit, of those in use the `rows` with the largest KL over the images, largest first; a column a value.
+    """
+    order = latent.kl(mean, log_var).mean(0).argsort(descending=True, stable=True)
+    units = order[latent.active(mean)[order]][:rows]
+    z = mean[0].repeat(len(units), len(values), 1)
+    for i, unit in enumerate(units):
+        z[i, :, unit] = z.new_tensor(values)
+    return to_uint8(model.decode(z.flatten(0, 1))).cpu().numpy()
+
+
+@torch.no_grad()
+def interpolations(model: Family, mean: Code, images: Images, pairs: int, columns: int) -> Picture:
+    """Between the codes of images 0 and 1, 2 and 3, ...
+
+    Returns:
+        Two rows a pair: along the straight line, and below it at equal angles; first and last column: the images.
+    """
+    pairs = min(pairs, len(images) // 2)
+    share = torch.linspace(0, 1, columns - 2, device=mean.device)
+    first, last = mean[: 2 * pairs : 2], mean[1 : 2 * pairs : 2]
+    z = torch.stack([way(first, last, share) for way in (lerp, slerp)], 1)
+    between = to_uint8(model.decode(z.flatten(0, 2))).cpu().numpy().reshape(2 * pairs, columns - 2, *images.shape[1:])
+    left, right = (images[i : 2 * pairs : 2].repeat(2, 0)[:, None] for i in (0, 1))
+    return np.concatenate([left, between, right], 1).reshape(-1, *images.shape[1:])

@@ -1,0 +1,121 @@
+"""What a family's features say of the class: a linear probe (Alain and Bengio 2016, arXiv 1610.01644).
+
+Labels are used here alone; no family sees them in training. The floors are the same network with random weights, and
+the pixels themselves.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from pofx.base.errors import UserError
+from pofx.base.images import to_model
+from pofx.models.family import Family
+
+HELD_OUT = 10  # one image of so many chooses the strength of the penalty
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # scikit-learn's C: the larger, the weaker the penalty on the weights
+STEPS = 500  # of L-BFGS, for each strength, from where the one before ended
+
+Images = UInt8[np.ndarray, "_ 3 h w"]
+Labels = Int64[np.ndarray, " _"]
+Features = Float[np.ndarray, "_ d"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    train: int  # training images, or all
+    test: int  # test images, or all
+
+    def __post_init__(self) -> None:
+        for key, least in (("train", HELD_OUT), ("test", 1)):
+            if getattr(self, key) < least:
+                raise ValueError(f"{key} = {getattr(self, key)} should be at least {least}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Images and their classes, of training and of test."""
+
+    images: tuple[Images, Images]
+    labels: tuple[Labels, Labels]
+
+    def protocol(self, layer: str, width: int) -> dict[str, Any]:
+        """What was probed, of how many images, and the accuracy of naming the commonest class."""
+        n, (_, test) = len(self.labels[0]), self.labels
+        told = {"probe_layer": layer, "probe_features": width, "probe_train": n - n // HELD_OUT}
+        told |= {"probe_validation": n // HELD_OUT, "probe_test": len(test)}
+        return told | {"probe_chance": float(np.bincount(test).max() / len(test))}
+
+
+def take(cfg: Probe, train: Images, test: Images, labels: Mapping[str, np.ndarray]) -> Task:
+    """The first of `train` and `test`, which are in random order, and of their labels, "train" and "test".
+
+    Raises:
+        UserError: the training images are too few, or have but one class.
+    """
+    n = min(cfg.train, len(train))
+    if n < HELD_OUT or len(np.unique(labels["train"][: n - n // HELD_OUT])) < 2:
+        raise UserError(f"a linear probe needs {HELD_OUT} training images of two classes, got {n}: raise probe.train")
+    return Task((train[:n], test[: cfg.test]), (labels["train"][:n], labels["test"][: cfg.test]))
+
+
+def pixels(task: Task) -> tuple[dict[str, float], dict[str, Any]]:
+    """The accuracy of the images' own values, and how it was measured."""
+    features = [images.reshape(len(images), -1).astype(np.float32) for images in task.images]
+    return accuracy(features, task.labels, "linear_probe"), task.protocol("pixels", features[0].shape[1])
+
+
+def evaluate(
+    model: Family, random: Family, task: Task, batch: int, device: torch.device
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """linear_probe, of the model's features, and linear_probe_random, of those of `random`, the model before training;
+    and how they were measured. Nothing of a family without features."""
+    found: dict[str, float] = {}
+    for net, key in ((model, "linear_probe"), (random, "linear_probe_random")):
+        features = [collect(net, images, batch, device) for images in task.images]
+        if features[0] is None:
+            return {}, {}
+        found |= accuracy(features, task.labels, key)
+    return found, task.protocol(model.layer, features[0].shape[1])
+
+
+@torch.no_grad()
+def collect(model: Family, images: Images, batch: int, device: torch.device) -> Features | None:
+    """The features of `images`; None: the family has none."""
+    parts = []
+    for start in range(0, len(images), batch):
+        part = model.features(to_model(torch.from_numpy(np.array(images[start : start + batch])).to(device)))
+        if part is None:
+            return None
+        parts.append(part.float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def accuracy(features: list[Features], labels: tuple[Labels, Labels], key: str) -> dict[str, float]:
+    """Test accuracy of logistic regression, under the name `key`, and its binomial standard error.
+
+    Features are standardised by the training images, a tenth of which chooses the penalty and is not fitted.
+    """
+    n = len(features[0])
+    fitted = n - n // HELD_OUT
+    mean, width = features[0][:fitted].mean(0), features[0][:fitted].std(0)
+    width[width <= 1e-6 * np.abs(mean)] = np.inf  # constant up to rounding: they say nothing
+    train, test = ((part - mean) / width for part in features)
+    probe, best = LogisticRegression(max_iter=STEPS, tol=1e-3, warm_start=True), (-1.0, 0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # it stopped early, which the held-out images judge as well
+        for strength in STRENGTHS:
+            probe.set_params(C=strength).fit(train[:fitted], labels[0][:fitted])
+            chosen = probe.score(train[fitted:], labels[0][fitted:])
+            if chosen > best[0]:
+                best = chosen, probe.score(test, labels[1])
+    share = float(best[1])
+    return {key: share, f"{key}_stderr": math.sqrt(share * (1 - share) / len(labels[1]))}

@@ -1,0 +1,98 @@
+"""Resumable state of a training run, outside DVC's outputs.
+
+DVC deletes a stage's outputs before it runs it, so the state lives in `runs/<stage>/<key>/`, where key is a hash of all
+that the result depends on: parameters, code, input data. An interrupted run with the same key goes on where it stopped;
+a change of any of them is another key, and a fresh start. One run at a time holds a slot; of the processes of a run the
+first holds it and saves for all, and how many there are is no part of the key.
+"""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pofx.base import dist
+from pofx.base.errors import UserError
+from pofx.base.files import atomic
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+CODE = (REPOSITORY / "src", REPOSITORY / "stages")
+
+
+def code_hash() -> str:
+    """Hash of the source of every module of this project that the process has imported, its main included."""
+    found = {getattr(m, "__file__", None) for m in list(sys.modules.values())}
+    sources = sorted({Path(f).resolve() for f in found if f and any(Path(f).resolve().is_relative_to(c) for c in CODE)})
+    h = hashlib.sha256()
+    for path in sources:
+        h.update(str(path.relative_to(REPOSITORY)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return h.hexdigest()
+
+
+class Slot:
+    """The folder of one run's state, locked against a second trainer until it is closed: `with Slot(...) as slot`.
+
+    Args:
+        root: the scratch folder, `runs/`.
+        stage: name of the stage.
+        parts: what the result depends on (parameters, code hash, data hash), as JSON-able values.
+        fresh: forget what an earlier run left in the slot.
+
+    Raises:
+        UserError: another process holds the slot.
+    """
+
+    def __init__(self, root: Path, stage: str, parts: Any, fresh: bool = False):
+        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = Path(root) / stage / key
+        self.path = self.folder / "state.pt"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if dist.first():
+            self._hold(fresh)
+        dist.barrier()
+
+    def _hold(self, fresh: bool) -> None:
+        self._lock = open(self.folder / "lock", "a+")  # noqa: SIM115  (held until close)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            owner = self._lock.read().strip() or "unknown"
+            self._lock.close()
+            raise UserError(
+                f"process {owner} is already training in {self.folder}: wait for it, or stop it and run this again"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+        if fresh:
+            self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> "Slot":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if dist.first():
+            self._lock.close()
+
+    def load(self, device: torch.device | str) -> dict[str, Any] | None:
+        """The state last saved, or None. It holds tensors and plain values only: nothing in it is executed."""
+        if not self.path.exists():
+            return None
+        return torch.load(self.path, map_location=device, weights_only=True)
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the state; a crash or a full disk at any moment leaves the old one whole."""
+        if not dist.first():
+            return
+        # By way of memory: PyTorch's own file writer hides the errno of a full disk.
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        with atomic(self.path) as file:
+            file.write(buffer.getbuffer())
