@@ -23,8 +23,8 @@ SHARED_SECTIONS = ("seed", "models", "data", "preprocess", "sample", "fid", "lik
 
 
 def family_names() -> list[str]:
-    """Every family of the project: one file or folder in models/, whose module defines `Model`."""
-    return sorted(path.stem for path in MODELS.rglob("*.py") if "\nclass Model(" in path.read_text())
+    """Every family of the project: one file or folder in models/, whose module defines `Config`."""
+    return sorted(path.stem for path in MODELS.rglob("*.py") if "\nclass Config:" in path.read_text())
 
 
 def family_module(name: str) -> str:

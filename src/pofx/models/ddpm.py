@@ -6,65 +6,58 @@ The simplified loss, for the noise z as published, for the image x0, or for v = 
 Ho 2022, arXiv 2202.00512). Outside this file the model is a denoiser D(x, sigma) of x = x_t / sqrt(a_t) = x0 + sigma z.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Lt
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pofx.base import rng
-from pofx.models import schedules as schedule
-from pofx.models.denoiser import Denoiser
-from pofx.models.family import Terms
-from pofx.models.unet import Shape, UNet
-from pofx.sample.samplers import Sample
-from pofx.train.loop import Train
-
-__all__ = ["Config", "Model", "Sample"]
+from pofx.models.denoiser import Denoiser, from_denoised, to_denoised
+from pofx.models.family import Shape, Terms
+from pofx.models.schedules import preserving
+from pofx.models.unet import UNet, UNetConfig
 
 
 @dataclass(frozen=True)
 class Config:
-    timesteps: int  # T
-    schedule: Literal["linear", "cosine"]
-    prediction: Literal["eps", "x0", "v"]
-    guide: float  # share of the training after which the network is kept as a guide; 0: none
-    net: Shape
-    train: Train
-
-    def __post_init__(self) -> None:
-        if self.timesteps < 21:  # fewer, and the linear schedule in proportion would have a beta of one
-            raise ValueError(f"timesteps = {self.timesteps} should be above 20")
+    timesteps: Annotated[int, Ge(21)] = 1000  # T; with fewer the linear schedule in proportion has a beta of one
+    schedule: Literal["linear", "cosine"] = "cosine"
+    prediction: Literal["eps", "x0", "v"] = "v"
+    guide: Annotated[float, Ge(0), Lt(1)] = 0.125  # share of the training after which the guide is kept; 0: none
+    net: UNetConfig = field(default_factory=UNetConfig)
 
 
 class Model(Denoiser):
     likelihood = "bound"
 
-    def __init__(self, cfg: Config):
-        super().__init__(UNet(cfg.net, "step"), cfg.guide, cfg.train.images)
-        self.cfg = cfg
-        self.ladder = schedule.preserving(cfg.schedule, cfg.timesteps)
-        self.sigma_range = (float(self.ladder[-1]), float(self.ladder[0]))
-        rising = torch.tensor(self.ladder[::-1].copy(), dtype=torch.float32)  # by time step
+    def __init__(self, cfg: Config, shape: Shape):
+        super().__init__(cfg, shape, UNet(cfg.net, shape, "step"))
+        self.levels = preserving(cfg.schedule, cfg.timesteps)
+        self.sigma_range = (float(self.levels[-1]), float(self.levels[0]))
+        rising = torch.tensor(self.levels[::-1].copy(), dtype=torch.float32)  # by time step
         self.register_buffer("sigmas", rising, persistent=False)
 
-    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Terms:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Terms:
         t = rng.randint(len(self.sigmas), len(x), device=x.device)
         sigma = self.sigmas[t][:, None, None, None]
         noisy = x + sigma * rng.randn_like(x)
-        target = schedule.from_denoised(self.cfg.prediction, x, noisy, sigma)
+        target = from_denoised(self.cfg.prediction, x, noisy, sigma)
         return {"loss": (self.predict(noisy, t.float(), sigma) - target).square().flatten(1).mean(1)}
 
     def predict(
-        self, x: Float[Tensor, "b 3 h w"], t: Float[Tensor, " b"], sigma: Tensor | float, net: nn.Module | None = None
-    ) -> Float[Tensor, "b 3 h w"]:
-        """The network's answer for x = x0 + sigma z; it sees x_t, of variance about one at every step."""
+        self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], sigma: Tensor | float, net: nn.Module | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """The network's answer for x = x0 + sigma z; its input is x_t, of variance about one at every step."""
         return (net or self.net)(x / (1 + sigma**2) ** 0.5, t).float()
 
-    def denoise(self, x: Float[Tensor, "b 3 h w"], sigma: float, net: nn.Module | None = None) -> Tensor:
-        """D(x, sigma). Levels between two of the chain are given the time step between."""
-        t = np.interp(np.log(sigma), np.log(self.ladder[::-1]), np.arange(len(self.ladder)))
+    def denoise(
+        self, x: Float[Tensor, "b c h w"], sigma: float, net: nn.Module | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """D(x, sigma). Noise levels between two of the chain get the time step between."""
+        t = np.interp(np.log(sigma), np.log(self.levels[::-1]), np.arange(len(self.levels)))
         out = self.predict(x, torch.full((len(x),), float(t), device=x.device), sigma, net)
-        return schedule.to_denoised(self.cfg.prediction, out, x, sigma)
+        return to_denoised(self.cfg.prediction, out, x, sigma)

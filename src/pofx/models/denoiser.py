@@ -1,66 +1,140 @@
-"""Denoisers guided by a weaker version of themselves (Karras et al. 2024, arXiv 2406.02507)."""
+"""Denoisers D(x, sigma) = E[x0 | x = x0 + sigma z]: the chapter that DDPM, NCSN and EDM share.
+
+Each of them is a distribution of noise levels, a weight of the loss and a network. Everything is written for
+x = x0 + sigma z (variance exploding). A variance-preserving chain x_t = sqrt(a) x0 + sqrt(1 - a) z is the same thing at
+another scale: sigma = sqrt((1 - a) / a), x_t = x / sqrt(1 + sigma^2).
+"""
 
 import abc
 import copy
+from itertools import pairwise
+from typing import Any, Literal
 
+import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pofx.base.errors import UserError
 from pofx.base.rng import Noise
-from pofx.models.family import PROBED, Family, inside
-from pofx.sample import samplers
+from pofx.models.family import Featured, Shape
+from pofx.models.features import PROBED, inside
+from pofx.models.schedules import Levels
+
+SIGMA_DATA = 0.5  # standard deviation of natural images on [-1, 1]
+Prediction = Literal["eps", "x0", "v", "score", "scaled_score"]
 
 
-class Denoiser(Family):
-    """A family that is a denoiser D(x, sigma).
+class Denoiser(Featured):
+    """A family that is a denoiser.
 
-    Args:
-        net: its network.
-        guide: share of the training after which a copy of the averaged network is kept to guide with; 0: none.
-        images: budget of the training.
+    Attributes:
+        sigma_range: smallest and largest noise level, images on [-1, 1].
+        levels: noise levels that it was trained on, falling; None: a continuum.
+        likelihood: how bits per dimension are measured (pofx.score.likelihood): by the variational "bound" of a chain,
+            by the probability "flow" of a continuum; None: not at all.
+        guide: a copy of the network as it was after the share `cfg.guide` of the training, to guide with; or None.
     """
 
-    def __init__(self, net: nn.Module, guide: float, images: int):
-        super().__init__()
-        if not 0 <= guide < 1:
-            raise UserError(f"guide = {guide} should lie in [0, 1): it is a share of the training")
+    sigma_range: tuple[float, float]
+    levels: Levels | None = None
+    likelihood: Literal["bound", "flow"] | None = None
+
+    def __init__(self, cfg: Any, shape: Shape, net: nn.Module):
+        super().__init__(cfg, shape)
         self.net = net
-        self.guide = copy.deepcopy(net).requires_grad_(False) if guide else None
-        self.keep_at = max(1, int(guide * images)) if guide else None
+        self.guide = copy.deepcopy(net).requires_grad_(False) if cfg.guide else None
 
     @abc.abstractmethod
-    def denoise(self, x: Float[Tensor, "b 3 h w"], sigma: float, net: nn.Module | None = None) -> Tensor:
-        """D(x, sigma) at one level for all images; by `net` in place of the family's own network, if one is given."""
+    def denoise(
+        self, x: Float[Tensor, "b c h w"], sigma: float, net: nn.Module | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """D(x, sigma) at one noise level for all images; by `net` in place of the family's own network, if given."""
+
+    def preview(self, noise: Noise) -> Float[Tensor, "n c h w"]:
+        """By 16 Euler steps of dx/dsigma = (x - D) / sigma at EDM's levels; pofx.sample has better samplers."""
+        smallest, largest = self.sigma_range
+        sigmas = np.linspace(largest ** (1 / 7), smallest ** (1 / 7), 16) ** 7
+        x = sigmas[0] * noise.normal(*self.shape)
+        for now, after in pairwise([*sigmas.tolist(), 0.0]):
+            x = self.denoise(x, now).lerp(x, after / now)
+        return x
+
+    def keep(self) -> None:
+        """Make the guide of the weights of this moment."""
+        self.guide.load_state_dict(self.net.state_dict())
+
+    def networks(self) -> list[nn.Module]:
+        return [self.net] if self.guide is None else [self.net, self.guide]
 
     @property
     def layer(self) -> str:
         return f"deepest map of the network at sigma {self._probed():.3g}, averaged to 2x2"
 
+    def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        """Of images without noise, though the network is given a small noise level: nothing random is in them."""
+        return inside(self.net.deepest, lambda: self.denoise(x, self._probed()))
+
     def _probed(self) -> float:
         return min(max(PROBED, self.sigma_range[0]), self.sigma_range[1])
 
-    def features(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Of images to which no noise is added, though the network is told that it was: nothing random is in them."""
-        return inside(self.net.deepest, lambda: self.denoise(x, self._probed()))
 
-    def keep(self) -> None:
-        self.guide.load_state_dict(self.net.state_dict())
+def precondition(
+    net: nn.Module,
+    x: Float[Tensor, "b c h w"],
+    sigma: Float[Tensor, "b 1 1 1"],
+    sigma_data: float = SIGMA_DATA,
+    prediction: Prediction | None = None,
+) -> Float[Tensor, "b c h w"]:
+    """EDM's preconditioning (Karras et al. 2022, arXiv 2206.00364, equation 7 and table 1):
 
-    def guides(self) -> list[nn.Module]:
-        return [self.guide] if self.guide else []
+        D(x, sigma) = c_skip x + c_out F(c_in x, c_noise),   c_skip = sigma_data^2 / (sigma^2 + sigma_data^2),
+        c_out = sigma sigma_data c_in,   c_in = 1 / sqrt(sigma^2 + sigma_data^2),   c_noise = log(sigma) / 4
 
-    def guided(self, weight: float) -> samplers.Denoise:
-        """The denoiser D1 + (weight - 1) (D1 - D0), D0 by the guide (the paper's equation 3).
+    Input and target of F have variance about one at every noise level. With a `prediction` in place of None, F is taken
+    for that and c_skip and c_out play no part.
+    """
+    c_in = (sigma**2 + sigma_data**2).rsqrt()
+    f = net(c_in * x, sigma.flatten().log() / 4).float()
+    if prediction is not None:
+        return to_denoised(prediction, f, x, sigma)
+    return (sigma_data * c_in) ** 2 * x + sigma * sigma_data * c_in * f
 
-        Where the two differ, the weaker one errs in the same direction and further: going on beyond D1 leads back to
-        the data. Weight 1 is the denoiser itself.
-        """
-        if weight == 1:
-            return self.denoise
-        if self.guide is None:
-            raise UserError("guidance needs a guide: train with a share above 0 under guide, or sample with guidance 1")
-        return lambda x, sigma: self.denoise(x, sigma, self.guide).lerp(self.denoise(x, sigma), weight)
 
-    def sample(self, noise: Noise, cfg: samplers.Sample) -> Float[Tensor, "n 3 32 32"]:
-        return samplers.draw(self.guided(cfg.guidance), noise, cfg, self.sigma_range, self.ladder)
+def loss_weight(sigma: Float[Tensor, "b 1 1 1"], sigma_data: float = SIGMA_DATA) -> Float[Tensor, "b 1 1 1"]:
+    """1 / c_out^2 of |D - x0|^2: what F has to learn weighs the same at every noise level (arXiv 2206.00364, eq. 8)."""
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+def to_denoised(kind: Prediction, value: Tensor, x: Tensor, sigma: Tensor | float) -> Tensor:
+    """D(x, sigma) from a prediction; sigma is a number or broadcasts against x.
+
+    eps is the noise z, x0 the image, score s = (D - x) / sigma^2, scaled_score sigma s, and v = (z - sigma x0) /
+    sqrt(1 + sigma^2) (Salimans & Ho 2022, arXiv 2202.00512).
+    """
+    if kind == "eps":
+        return x - sigma * value
+    if kind == "score":
+        return x + sigma**2 * value
+    if kind == "scaled_score":
+        return x + sigma * value
+    if kind == "v":
+        return x / (1 + sigma**2) - sigma / (1 + sigma**2) ** 0.5 * value
+    return value
+
+
+def from_denoised(kind: Prediction, denoised: Tensor, x: Tensor, sigma: Tensor | float) -> Tensor:
+    """The inverse of `to_denoised`; with x0 in the place of D it gives the target of training."""
+    if kind == "eps":
+        return (x - denoised) / sigma
+    if kind == "score":
+        return (denoised - x) / sigma**2
+    if kind == "scaled_score":
+        return (denoised - x) / sigma
+    if kind == "v":
+        return (x / (1 + sigma**2) - denoised) * (1 + sigma**2) ** 0.5 / sigma
+    return denoised
+
+
+def per_image(sigma: float, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 1 1"]:
+    """One noise level for all images."""
+    return torch.full((len(x), 1, 1, 1), sigma, device=x.device)

@@ -6,16 +6,18 @@ It is told the level by sinusoids of the time step, as DDPM, or by Gaussian Four
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Lt, MinLen
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pofx.base.errors import UserError
 from pofx.base.rng import Dropout
+from pofx.models.family import Shape
 
-SIZE = 32  # pixels a side
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
@@ -114,49 +116,40 @@ class Attention(nn.Module):
 
 
 @dataclass(frozen=True)
-class Shape:
+class UNetConfig:
     """What a U-Net looks like: the published one of DDPM has 128, (1, 2, 2, 2), 2, residual, (16,), 1, conv, 1, 0.1."""
 
-    channels: int  # width of the first level
-    multipliers: tuple[int, ...]  # width of every level as a multiple of it; each level halves the side
-    blocks: int  # residual blocks a level on the way down, one more on the way up
-    block: Literal["residual", "inverted"]  # DDPM's block of 3x3 convolutions, or one of 1x1 and depthwise convolutions
-    attention: tuple[int, ...]  # sides of the maps with self-attention; if any, the middle has it too
-    heads: int  # of the self-attention
-    resample: Literal["conv", "plain"]  # halve and double the side with a convolution, or by mean and repetition alone
-    patch: int  # fold squares of pixels into channels first, which costs patch^2 times less
-    dropout: float  # share of features dropped within residual blocks
-
-    def __post_init__(self) -> None:
-        for key in ("channels", "blocks", "heads", "patch"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} = {getattr(self, key)} should be at least 1")
-        attended = [m for i, m in enumerate(self.multipliers) if self.side(i) in self.attention]
-        attended += self.multipliers[-1:] if self.attention else []
-        if any(self.channels * m % self.heads for m in attended):
-            raise ValueError(f"heads = {self.heads} should divide the width of every map with attention")
-        if not self.multipliers or SIZE % (self.patch * 2 ** (len(self.multipliers) - 1)):
-            raise ValueError(f"multipliers = {list(self.multipliers)}: too many or no levels at patch {self.patch}")
-
-    def side(self, level: int) -> int:
-        return SIZE // self.patch // 2**level
+    channels: Annotated[int, Ge(4)] = 32  # width of the first level
+    multipliers: Annotated[tuple[int, ...], MinLen(1)] = (1, 2)  # width of every level, times it; each halves the side
+    blocks: Annotated[int, Ge(1)] = 1  # residual blocks a level on the way down, one more on the way up
+    block: Literal["residual", "inverted"] = "inverted"  # 3x3 convolutions as in DDPM, or 1x1 and depthwise ones
+    attention: tuple[int, ...] = (8,)  # sides of the maps with self-attention; if any, the middle has it too
+    heads: Annotated[int, Ge(1)] = 4  # of the self-attention
+    resample: Literal["conv", "plain"] = "plain"  # halve and double the side by convolutions, or by mean and repetition
+    patch: Annotated[int, Ge(1)] = 2  # fold squares of pixels into channels first, which costs patch^2 times less
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0  # share of features dropped within residual blocks
 
 
 class UNet(nn.Module):
     """Image and noise level in, image out.
 
     Args:
-        shape: widths, depths and the rest.
+        cfg: widths, depths and the rest.
+        shape: of an image.
         time: what `t` is: "sigma", a real number of order one such as log(sigma) / 4, or "step", of a chain of about
             a thousand.
+
+    Raises:
+        UserError: the image cannot be halved so often, or the heads do not divide a width.
     """
 
-    def __init__(self, shape: Shape, time: Literal["sigma", "step"]):
+    def __init__(self, cfg: UNetConfig, shape: Shape, time: Literal["sigma", "step"]):
         super().__init__()
-        channels, patch, plain = shape.channels, shape.patch, shape.resample == "plain"
-        residual = shape.block == "residual"
+        _check(cfg, shape)
+        channels, patch, plain = cfg.channels, cfg.patch, cfg.resample == "plain"
+        residual = cfg.block == "residual"
         block, side = (Block, 3) if residual else (Inverted, 1)  # and of the first and the last convolution's kernel
-        embedding, folded = 4 * channels, 3 * patch**2
+        embedding, folded = 4 * channels, shape[0] * patch**2
         features = Fourier(channels, scale=1.0) if time == "sigma" else Sinusoid(channels)
         self.embed = nn.Sequential(features, nn.Linear(channels, embedding), nn.SiLU(),
                                    nn.Linear(embedding, embedding), nn.SiLU())  # fmt: skip
@@ -164,25 +157,25 @@ class UNet(nn.Module):
         self.first = nn.Conv2d(folded, channels, side, padding=side // 2)
 
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        widths, kept, now = [channels * m for m in shape.multipliers], [channels], channels
+        widths, kept, now = [channels * m for m in cfg.multipliers], [channels], channels
 
         def step(before: int, after: int, level: int) -> nn.ModuleList:
-            attention = [Attention(after, shape.heads)] if shape.side(level) in shape.attention else []
-            return nn.ModuleList([block(before, after, embedding, shape.dropout), *attention])
+            attention = [Attention(after, cfg.heads)] if _side(cfg, shape, level) in cfg.attention else []
+            return nn.ModuleList([block(before, after, embedding, cfg.dropout), *attention])
 
         for level, width in enumerate(widths):
-            for _ in range(shape.blocks):
+            for _ in range(cfg.blocks):
                 self.down.append(step(now, width, level))
                 now = width
                 kept.append(now)
             if level + 1 < len(widths):
                 self.down.append(nn.AvgPool2d(2) if plain else nn.Conv2d(now, now, 3, 2, 1))
                 kept.append(now)
-        attention = [Attention(now, shape.heads)] if shape.attention else []
-        first, last = (block(now, now, embedding, shape.dropout) for _ in range(2))
+        attention = [Attention(now, cfg.heads)] if cfg.attention else []
+        first, last = (block(now, now, embedding, cfg.dropout) for _ in range(2))
         self.middle = nn.ModuleList([first, *attention, last])
         for level, width in reversed(list(enumerate(widths))):
-            for _ in range(shape.blocks + 1):
+            for _ in range(cfg.blocks + 1):
                 self.up.append(step(now + kept.pop(), width, level))
                 now = width
             if level:
@@ -196,7 +189,7 @@ class UNet(nn.Module):
         """The layer that puts out the last map of the smallest side."""
         return self.middle[-1]
 
-    def forward(self, x: Float[Tensor, "b 3 h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
+    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
         """`t` names the noise level, in the unit of `time`; it need not be one that was trained on."""
         e = self.embed(t)
         h = self.first(self.fold(x))
@@ -214,3 +207,20 @@ class UNet(nn.Module):
         for layer in step:
             h = layer(h, e) if isinstance(layer, Block | Inverted) else layer(h)
         return h
+
+
+def _side(cfg: UNetConfig, shape: Shape, level: int) -> int:
+    return shape[1] // cfg.patch // 2**level
+
+
+def _check(cfg: UNetConfig, shape: Shape) -> None:
+    factor = cfg.patch * 2 ** (len(cfg.multipliers) - 1)
+    if any(side % factor for side in shape[1:]):
+        raise UserError(
+            f"net.multipliers = {list(cfg.multipliers)} with net.patch = {cfg.patch} divides the side by {factor}, "
+            f"which images of {shape[1]}x{shape[2]} do not allow: take fewer levels"
+        )
+    attended = [m for level, m in enumerate(cfg.multipliers) if _side(cfg, shape, level) in cfg.attention]
+    attended += cfg.multipliers[-1:] if cfg.attention else []
+    if any(cfg.channels * m % cfg.heads for m in attended):
+        raise UserError(f"net.heads = {cfg.heads} should divide the width of every map with attention")

@@ -11,93 +11,65 @@ a = 1 / (1 + sigma^2) their x_t is x / sqrt(1 + sigma^2).
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Gt, Le, MultipleOf
 from jaxtyping import Float
 from torch import Tensor
 
 from pofx.base.errors import UserError
 from pofx.base.progress import Bar
 from pofx.base.rng import Noise
-from pofx.models import schedules as schedule
-from pofx.models.family import Draw
+from pofx.sample.spacing import technique4
 
 Denoise = Callable[[Float[Tensor, "n ..."], float], Float[Tensor, "n ..."]]
-FEWEST_FIXED_LARGE = 250  # steps: with 10, 50, 100 of them the published FID is 367, 33, 10 (1000: 3.2; 2010.02502)
+READS = {  # which of the settings that not all samplers share each of them reads
+    "ancestral": {"variance"},
+    "ddim": {"eta"},
+    "dpmpp": set(),
+    "heun": {"churn"},
+    "langevin": {"langevin_steps", "step_size"},
+    "consistent": {"step_size"},
+    "predictor_corrector": {"langevin_steps", "snr"},
+}
 
 
 @dataclass(frozen=True)
-class Sample(Draw):
-    """How to draw from a denoiser; a key that the chosen sampler does not name below says nothing."""
+class Sample:
+    """How to draw from a denoiser. A setting that the chosen sampler does not read is refused."""
 
-    batch: int
-    sampler: Literal["ancestral", "ddim", "dpmpp", "heun", "langevin", "consistent", "predictor_corrector"]
-    guidance: float  # weight of the denoiser against its guide (pofx.models.denoiser); 1: none
-    steps: int | None  # noise levels visited; None: all that the model was trained on
-    spacing: schedule.Spacing
-    rho: float  # karras spacing
-    denoise: bool  # end with the denoised mean at the smallest level
-    clip: bool  # denoised images to [-1, 1]
-    variance: Literal["small", "large"]  # ancestral
-    eta: float  # ddim: share of the ancestral noise
-    churn: float  # heun: noise added back, over all steps
-    langevin_steps: int  # langevin, predictor_corrector: a level
-    step_size: float | None  # langevin, consistent: epsilon as published, at the smallest level, images on [0, 1]
-    snr: float  # predictor_corrector
+    batch: Annotated[int, Ge(64), MultipleOf(64)] = 128
+    sampler: Literal["ancestral", "ddim", "dpmpp", "heun", "langevin", "consistent", "predictor_corrector"] = "heun"
+    guidance: Annotated[float, Ge(1)] = 1.0  # weight of the denoiser against its guide (autoguidance); 1: none
+    steps: Annotated[int, Ge(2)] | None = None  # noise levels visited; None: all that the model was trained on
+    # Of the levels. uniform or quadratic: along those that were trained on; geometric; karras: equal in sigma^(1/rho)
+    spacing: Literal["uniform", "quadratic", "geometric", "karras"] = "karras"
+    denoise: bool = True  # end with the denoised mean at the smallest level
+    clip: bool = False  # denoised images to [-1, 1]
+    rho: Annotated[float, Ge(1)] = 7.0  # karras spacing
+    variance: Literal["small", "large"] = "small"  # ancestral
+    eta: Annotated[float, Ge(0), Le(1)] = 0.0  # ddim: share of the ancestral noise
+    churn: Annotated[float, Ge(0)] = 0.0  # heun: noise added back, over all steps
+    langevin_steps: Annotated[int, Ge(1)] = 1  # langevin, predictor_corrector: a level
+    step_size: Annotated[float, Gt(0)] | None = None  # langevin, consistent: epsilon as published, images on [0, 1]
+    snr: Annotated[float, Gt(0), Le(0.7)] = 0.16  # predictor_corrector
 
     def __post_init__(self) -> None:
-        for key, low, high in (
-            ("guidance", 1, math.inf), ("steps", 2, math.inf), ("rho", 1, math.inf), ("eta", 0, 1),
-            ("churn", 0, math.inf), ("langevin_steps", 1, math.inf), ("snr", 1e-9, 0.7),
-        ):  # fmt: skip
-            value = getattr(self, key)
-            if value is not None and not low <= value <= high:
-                raise ValueError(f"{key} = {value} should lie between {low:g} and {high:g}")
+        special = set().union(*READS.values())
+        for field in fields(self):
+            changed = getattr(self, field.name) != field.default
+            if changed and field.name in special - READS[self.sampler]:
+                users = ", ".join(name for name, read in READS.items() if field.name in read)
+                raise ValueError(f"{field.name} is not read by {self.sampler} (by {users}): take it out")
+        if self.rho != 7.0 and self.spacing != "karras":
+            raise ValueError(f"rho is not read by spacing {self.spacing} (by karras): take it out")
 
-
-def draw(
-    denoise: Denoise, noise: Noise, cfg: Sample, sigma_range: tuple[float, float], ladder: schedule.Levels | None
-) -> Float[Tensor, "n 3 32 32"]:
-    """Images from pure noise, by the sampler of `cfg`.
-
-    Args:
-        sigma_range: smallest and largest level of the denoiser.
-        ladder: the levels it was trained on, falling; None: a continuum.
-
-    Raises:
-        UserError: the sampler is known to fail, or is not defined, with these levels.
-    """
-    levels = choose_levels(cfg, sigma_range, ladder)
-    if cfg.sampler == "ancestral" and cfg.variance == "large" and len(levels) < FEWEST_FIXED_LARGE:
-        raise UserError(
-            f"ancestral sampling with variance large leaves noise in the images with fewer than {FEWEST_FIXED_LARGE} "
-            f"steps (here {len(levels)}): take variance small, or ddim, dpmpp or heun"
-        )
-
-    def clipped(x: Tensor, sigma: float) -> Tensor:
-        return denoise(x, sigma).clamp(-1, 1)
-
-    x = levels[0] * noise.normal(3, 32, 32)
-    sigmas = [*levels, 0.0] if cfg.denoise else levels
-    return SAMPLERS[cfg.sampler](clipped if cfg.clip else denoise, noise, x, sigmas, cfg)
-
-
-def choose_levels(cfg: Sample, sigma_range: tuple[float, float], ladder: schedule.Levels | None) -> list[float]:
-    """The noise levels to visit, falling, without the final 0."""
-    smallest, largest = sigma_range
-    if cfg.steps is None and ladder is not None:
-        return ladder.tolist()
-    if cfg.steps is None:
-        raise UserError("this family was trained on a continuum of noise levels: say how many steps to sample with")
-    if cfg.spacing == "karras":
-        return schedule.karras(largest, smallest, cfg.steps, cfg.rho).tolist()
-    if cfg.spacing == "geometric":
-        return schedule.geometric(largest, smallest, cfg.steps).tolist()
-    if ladder is None:
-        raise UserError(f"spacing {cfg.spacing} counts along a trained ladder, and this family has none: take karras")
-    return schedule.spaced(ladder, cfg.spacing, cfg.steps).tolist()
+    def by(self, sampler: str, steps: int, **settings: float) -> "Sample":
+        """By another sampler, at its own defaults or by `settings`; the rest as here."""
+        shared = {key: getattr(self, key) for key in ("batch", "guidance", "spacing", "clip", "rho")}
+        return Sample(sampler=sampler, steps=steps, **shared, **settings)
 
 
 def _pairs(sigmas: list[float]) -> Iterator[tuple[float, float]]:
@@ -113,11 +85,10 @@ def ancestral(denoise: Denoise, noise: Noise, x: Tensor, sigmas: list[float], cf
     The mean is that of q(x' | x, x0 = D). variance: "small" that of the same density, "large" beta_t, both published.
     """
     for now, after in _pairs(sigmas):
-        variance = (now**2 - after**2) * (
-            after**2 / now**2 if cfg.variance == "small" or after == 0 else (1 + after**2) / (1 + now**2)
-        )
         x = denoise(x, now).lerp(x, after**2 / now**2)
-        x = x + math.sqrt(variance) * noise.normal(*x.shape[1:]) if after else x
+        if after:
+            share = after**2 / now**2 if cfg.variance == "small" else (1 + after**2) / (1 + now**2)
+            x = x + math.sqrt((now**2 - after**2) * share) * noise.normal(*x.shape[1:])
     return x
 
 
@@ -127,7 +98,8 @@ def ddim(denoise: Denoise, noise: Noise, x: Tensor, sigmas: list[float], cfg: Sa
     for now, after in _pairs(sigmas):
         fresh = cfg.eta * after / now * math.sqrt(now**2 - after**2)
         x = denoise(x, now).lerp(x, math.sqrt(after**2 - fresh**2) / now)
-        x = x + fresh * noise.normal(*x.shape[1:]) if fresh else x
+        if fresh:
+            x = x + fresh * noise.normal(*x.shape[1:])
     return x
 
 
@@ -171,11 +143,18 @@ def heun(denoise: Denoise, noise: Noise, x: Tensor, sigmas: list[float], cfg: Sa
 
 def langevin(denoise: Denoise, noise: Noise, x: Tensor, sigmas: list[float], cfg: Sample) -> Tensor:
     """Annealed Langevin dynamics (Song & Ermon 2019, arXiv 1907.05600, algorithm 1), with a last denoising step
-    (Jolicoeur-Martineau et al. 2020). step_size None: by Technique 4 for the widest gap of the ladder."""
+    (Jolicoeur-Martineau et al. 2020).
+
+        x <- x + alpha_i score(x, sigma_i) + sqrt(2 alpha_i) z,   alpha_i = epsilon sigma_i^2 / sigma_L^2
+
+    The convention of the whole step alpha, as in Song & Ermon 2020 (algorithm 1) and in the code of both papers. The
+    algorithm as printed in 2019 has alpha / 2 and sqrt(alpha): its epsilon is twice this one. step_size is epsilon;
+    None: by Technique 4 for the widest gap between two levels.
+    """
     levels = [s for s in sigmas if s]
     eta = _eta(cfg, levels, 0.0, 1.0)
     if eta is None:
-        eta = schedule.technique4(max(a / b for a, b in pairwise(levels)), cfg.langevin_steps)
+        eta = technique4(max(a / b for a, b in pairwise(levels)), cfg.langevin_steps)
     for sigma in Bar(levels, desc="levels", leave=False):
         for _ in range(cfg.langevin_steps):
             x = _langevin_step(denoise, noise, x, sigma, eta)
@@ -205,8 +184,8 @@ def consistent(denoise: Denoise, noise: Noise, x: Tensor, sigmas: list[float], c
 def predictor_corrector(denoise: Denoise, noise: Noise, x: Tensor, sigmas: list[float], cfg: Sample) -> Tensor:
     """Predictor-corrector (Song et al. 2021, arXiv 2011.13456, algorithm 2): an ancestral step, then Langevin steps.
 
-    The paper scales the corrector's step by measured norms, 2 (snr |z| / |score|)^2, averaged over the batch. Both are
-    known in expectation, sqrt(d) and sqrt(d) / sigma, which gives eta = 2 snr^2 and ties no image to its batch.
+    The paper scales the corrector's step by measured norms, 2 (snr |z| / |score|)^2, averaged over the batch. Their
+    expectations are sqrt(d) and sqrt(d) / sigma, which gives eta = 2 snr^2 and ties no image to its batch.
     """
     eta = 2 * cfg.snr**2
     for now, after in _pairs(sigmas):

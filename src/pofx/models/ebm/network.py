@@ -5,55 +5,62 @@ Nothing in them mixes images: no batch statistics.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch.nn.functional as F
+from annotated_types import Ge, MinLen
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from pofx.models.unet import SIZE, Fourier
+from pofx.base.errors import UserError
+from pofx.models.family import Shape
+from pofx.models.unet import Fourier
 
 Wrap = Callable[[nn.Conv2d], nn.Module]
 
 
 @dataclass(frozen=True)
-class Shape:
+class EnergyConfig:
     """What an energy network looks like: IGEBM's has 128, (1, 2, 4), 3, 1, spectral, 1."""
 
-    channels: int  # width of the first stage
-    multipliers: tuple[int, ...]  # width of every stage as a multiple of it; each halves the side
-    blocks: int  # residual blocks a stage; the first halves the side
-    patch: int  # fold squares of pixels into channels first, which costs patch^2 times less
-    spectral: bool  # bound every convolution by its spectral norm
-    scales: int  # networks whose energies add up: one sees the image, the next its half side, and so on (2012.01316)
-
-    def __post_init__(self) -> None:
-        for key in ("channels", "blocks", "patch", "scales"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} = {getattr(self, key)} should be at least 1")
-        if not self.multipliers or SIZE % (self.patch * 2 ** (len(self.multipliers) + self.scales - 1)):
-            size = f"at patch {self.patch}, scales {self.scales}"
-            raise ValueError(f"multipliers = {list(self.multipliers)}: too many or no stages {size}")
+    channels: Annotated[int, Ge(1)] = 32  # width of the first stage
+    multipliers: Annotated[tuple[int, ...], MinLen(1)] = (1, 2, 4, 4)  # width of every stage, times it
+    blocks: Annotated[int, Ge(1)] = 1  # residual blocks a stage; the first halves the side
+    patch: Annotated[int, Ge(1)] = 2  # fold squares of pixels into channels first, which costs patch^2 times less
+    spectral: bool = False  # bound every convolution by its spectral norm
+    # Networks whose energies add up: one sees the image, the next its half side, and so on (arXiv 2012.01316).
+    scales: Annotated[int, Ge(1)] = 1
 
 
 class Energy(nn.Module):
-    """(b, 3, 32, 32) -> (b,): one number an image.
+    """(b, c, h, w) -> (b,): one number an image.
 
     Args:
-        shape: widths, depths and the rest.
-        levels: whether the network is told a noise level.
+        cfg: widths, depths and the rest.
+        shape: of an image.
+        levels: whether the network is given a noise level.
+
+    Raises:
+        UserError: the image cannot be halved so often.
     """
 
-    def __init__(self, shape: Shape, levels: bool):
+    def __init__(self, cfg: EnergyConfig, shape: Shape, levels: bool):
         super().__init__()
-        self.towers = nn.ModuleList(Tower(shape, levels) for _ in range(shape.scales))
+        factor = cfg.patch * 2 ** (len(cfg.multipliers) + cfg.scales - 1)
+        if any(side % factor for side in shape[1:]):
+            raise UserError(
+                f"ebm.net (multipliers, patch, scales) divides the side by {factor}, "
+                f"which images of {shape[1]}x{shape[2]} do not allow: take fewer multipliers"
+            )
+        self.towers = nn.ModuleList(Tower(cfg, shape[0], levels) for _ in range(cfg.scales))
 
     @property
     def deepest(self) -> nn.Module:
         """The layer that puts out the last map of the tower that sees the whole image."""
         return self.towers[0].blocks[-1]
 
-    def forward(self, x: Float[Tensor, "b 3 h w"], t: Float[Tensor, " b"] | None = None) -> Float[Tensor, " b"]:
+    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"] | None = None) -> Float[Tensor, " b"]:
         """`t` names the noise level: a real number of order one, such as log(sigma) / 4."""
         total = self.towers[0](x, t)
         for tower in self.towers[1:]:
@@ -65,24 +72,24 @@ class Energy(nn.Module):
 class Tower(nn.Module):
     """The network at one scale."""
 
-    def __init__(self, shape: Shape, levels: bool):
+    def __init__(self, cfg: EnergyConfig, colours: int, levels: bool):
         super().__init__()
-        wrap: Wrap = spectral_norm if shape.spectral else lambda layer: layer
-        channels, embedding = shape.channels, 4 * shape.channels if levels else 0
+        wrap: Wrap = spectral_norm if cfg.spectral else lambda layer: layer
+        channels, embedding = cfg.channels, 4 * cfg.channels if levels else 0
         self.embed = None
         if levels:
             self.embed = nn.Sequential(Fourier(channels, scale=1.0), nn.Linear(channels, embedding), nn.SiLU(),
                                        nn.Linear(embedding, embedding), nn.SiLU())  # fmt: skip
-        folded = 3 * shape.patch**2
-        self.first = nn.Sequential(nn.PixelUnshuffle(shape.patch), wrap(nn.Conv2d(folded, channels, 3, padding=1)))
+        folded = colours * cfg.patch**2
+        self.first = nn.Sequential(nn.PixelUnshuffle(cfg.patch), wrap(nn.Conv2d(folded, channels, 3, padding=1)))
         self.blocks, now = nn.ModuleList(), channels
-        for width in (channels * m for m in shape.multipliers):
-            for k in range(shape.blocks):
+        for width in (channels * m for m in cfg.multipliers):
+            for k in range(cfg.blocks):
                 self.blocks.append(Block(now, width, embedding, shrink=k == 0, wrap=wrap))
                 now = width
         self.last = nn.Linear(embedding, now) if levels else nn.Linear(now, 1)
 
-    def forward(self, x: Float[Tensor, "b 3 h w"], t: Float[Tensor, " b"] | None) -> Float[Tensor, " b"]:
+    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"] | None) -> Float[Tensor, " b"]:
         e = self.embed(t) if self.embed else None
         h = self.first(x)
         for block in self.blocks:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pofx.base.errors import UserError
+from pofx.models.family import Shape
 from pofx.models.unet import Fourier
 
 # Width of the embedding of the noise level. Each of v1's 71 norms has a linear layer of its own on it: at this width
@@ -159,14 +160,17 @@ class RefineNet(nn.Module):
         channels: width of the first stage; the other three have twice as many.
         conditional: v1, where every norm knows the noise level; false: v2, where nothing does.
         patch: fold patch x patch pixels into channels first: patch^2 times cheaper. 1 is the published network.
-        size: side of the images.
+        shape: of an image.
+
+    Raises:
+        UserError: the image cannot be folded and halved.
     """
 
-    def __init__(self, channels: int, conditional: bool, patch: int, size: int = 32):
+    def __init__(self, channels: int, conditional: bool, patch: int, shape: Shape):
         super().__init__()
-        if size % (2 * patch):
-            raise UserError(f"RefineNet halves the side once: patch = {patch} leaves {size / patch:g} of {size}")
-        wide, folded = 2 * channels, 3 * patch**2
+        if any(side % (2 * patch) for side in shape[1:]):
+            raise UserError(f"RefineNet halves the side once, so {2 * patch} should divide images of {shape[1:]}")
+        wide, folded = 2 * channels, shape[0] * patch**2
         self.embed = None
         if conditional:
             self.embed = nn.Sequential(Fourier(EMBEDDING, scale=1.0), nn.Linear(EMBEDDING, 4 * EMBEDDING), nn.SiLU(),
@@ -192,7 +196,7 @@ class RefineNet(nn.Module):
         """The layer that puts out the first fused map, of the most dilated stage."""
         return self.blocks[0]
 
-    def forward(self, x: Float[Tensor, "b 3 h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
+    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
         """`t` names the noise level, as for `UNet`: any real number, of order one. Without effect in v2."""
         e = None if self.embed is None else self.embed(t)
         h, kept = self.first(self.fold(x)), []

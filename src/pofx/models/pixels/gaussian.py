@@ -14,6 +14,7 @@ from pofx.base import rng
 
 BIN = 2 / 255  # width of one grey level, with images in [-1, 1]
 LOG_SIGMA_FLOOR = -6.0
+SMALLEST = math.exp(LOG_SIGMA_FLOOR)
 
 
 def dequantised(x: Float[Tensor, "b *shape"]) -> Float[Tensor, "b *shape"]:
@@ -33,11 +34,5 @@ def log_sigma(width: Tensor) -> Tensor:
 
 
 def width(sigma: float) -> Tensor:
-    """The number whose `log_sigma` is log(sigma).
-
-    Raises:
-        ValueError: sigma is not above the floor.
-    """
-    if sigma <= math.exp(LOG_SIGMA_FLOOR):
-        raise ValueError(f"sigma = {sigma} should be above {math.exp(LOG_SIGMA_FLOOR):.2g}")
+    """The number whose `log_sigma` is log(sigma), for a sigma above SMALLEST."""
     return torch.tensor(math.log(math.expm1(math.log(sigma) - LOG_SIGMA_FLOOR)))

@@ -1,10 +1,18 @@
 """Encoder and decoder of a VAE: down to a small map by halving the side once a level, mirrored on the way up."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from pofx.models.family import Shape
+
+
+def _smallest(shape: Shape, channels: Sequence[int]) -> Shape:
+    """The shape of the smallest map."""
+    return channels[-1], shape[1] >> len(channels), shape[2] >> len(channels)
 
 
 def _norm(channels: int) -> nn.Module:
@@ -13,28 +21,26 @@ def _norm(channels: int) -> nn.Module:
 
 
 class Encoder(nn.Module):
-    """(b, 3, size, size) -> (b, 2 latent): means and log variances, by one stride-2 convolution a stage."""
+    """(b, c, h, w) -> (b, 2 latent): means and log variances, by one stride-2 convolution a stage."""
 
-    def __init__(self, channels: Sequence[int], latent: int, size: int = 32):
+    def __init__(self, shape: Shape, channels: Sequence[int], latent: int):
         super().__init__()
         layers: list[nn.Module] = []
-        for before, after in zip([3, *channels], channels, strict=False):
+        for before, after in pairwise([shape[0], *channels]):
             layers += [nn.Conv2d(before, after, 4, 2, 1), _norm(after), nn.SiLU()]
-        self.layers = nn.Sequential(
-            *layers, nn.Flatten(), nn.Linear(channels[-1] * (size >> len(channels)) ** 2, 2 * latent)
-        )
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(math.prod(_smallest(shape, channels)), 2 * latent))
 
-    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b twice_latent"]:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b twice_latent"]:
         return self.layers(x)
 
 
 class Decoder(nn.Module):
-    """(b, latent) -> (b, out, size, size): the mean of the image, or whatever `out` parameters describe a pixel."""
+    """(b, latent) -> (b, out, h, w): the mean of the image, or whatever `out` parameters describe a pixel."""
 
-    def __init__(self, channels: Sequence[int], latent: int, out: int = 3, size: int = 32):
+    def __init__(self, shape: Shape, channels: Sequence[int], latent: int, out: int):
         super().__init__()
-        up, side = list(channels)[::-1], size >> len(channels)
-        layers: list[nn.Module] = [nn.Linear(latent, up[0] * side**2), nn.Unflatten(1, (up[0], side, side))]
+        up, small = list(channels)[::-1], _smallest(shape, channels)
+        layers: list[nn.Module] = [nn.Linear(latent, math.prod(small)), nn.Unflatten(1, small)]
         for before, after in zip(up, [*up[1:], up[-1]], strict=True):
             layers += [_norm(before), nn.SiLU(), nn.ConvTranspose2d(before, after, 4, 2, 1)]
         self.layers = nn.Sequential(*layers, _norm(up[-1]), nn.SiLU(), nn.Conv2d(up[-1], out, 3, 1, 1))
@@ -60,27 +66,25 @@ class Residual(nn.Module):
 class ResnetEncoder(nn.Module):
     """As Encoder, with `blocks` residual blocks at every level before it is halved by a stride-2 convolution."""
 
-    def __init__(self, channels: Sequence[int], blocks: int, latent: int, size: int = 32):
+    def __init__(self, shape: Shape, channels: Sequence[int], blocks: int, latent: int):
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(3, channels[0], 3, 1, 1)]
+        layers: list[nn.Module] = [nn.Conv2d(shape[0], channels[0], 3, 1, 1)]
         for now, after in pairwise([*channels, channels[-1]]):
             layers += [*(Residual(now) for _ in range(blocks)), nn.Conv2d(now, after, 3, 2, 1)]
-        last, side = channels[-1], size >> len(channels)
-        self.layers = nn.Sequential(
-            *layers, _norm(last), nn.SiLU(), nn.Flatten(), nn.Linear(last * side**2, 2 * latent)
-        )
+        flat = nn.Linear(math.prod(_smallest(shape, channels)), 2 * latent)
+        self.layers = nn.Sequential(*layers, _norm(channels[-1]), nn.SiLU(), nn.Flatten(), flat)
 
-    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b twice_latent"]:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b twice_latent"]:
         return self.layers(x)
 
 
 class ResnetDecoder(nn.Module):
     """As Decoder, the encoder's levels backwards: each is doubled by repetition and a convolution before its blocks."""
 
-    def __init__(self, channels: Sequence[int], blocks: int, latent: int, out: int = 3, size: int = 32):
+    def __init__(self, shape: Shape, channels: Sequence[int], blocks: int, latent: int, out: int):
         super().__init__()
-        up, side = list(channels)[::-1], size >> len(channels)
-        layers: list[nn.Module] = [nn.Linear(latent, up[0] * side**2), nn.Unflatten(1, (up[0], side, side))]
+        up, small = list(channels)[::-1], _smallest(shape, channels)
+        layers: list[nn.Module] = [nn.Linear(latent, math.prod(small)), nn.Unflatten(1, small)]
         for before, now in pairwise([up[0], *up]):
             layers += [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(before, now, 3, 1, 1)]
             layers += [Residual(now) for _ in range(blocks)]

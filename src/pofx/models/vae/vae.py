@@ -12,11 +12,12 @@ the model of pixels.
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Gt, MinLen, MultipleOf
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
@@ -25,12 +26,12 @@ from pofx.base.errors import UserError
 from pofx.base.fetch import Weights, find
 from pofx.base.images import to_model
 from pofx.base.rng import Noise
-from pofx.models.family import Draw, Family, Terms
+from pofx.models import latent
+from pofx.models.family import ImportanceWeighted, Latent, Sampled, Shape, Terms
 from pofx.models.pixels import gaussian, logistic
-from pofx.models.vae import latent, perceptual
+from pofx.models.vae import perceptual
 from pofx.models.vae.autoencoder import Decoder, Encoder, ResnetDecoder, ResnetEncoder
 from pofx.models.vae.mixture import Mixture
-from pofx.train.loop import Train
 
 FEWEST_ACTIVE = 0.1  # of the units
 FITTED = 10_000  # images that the mixture is fitted to
@@ -41,65 +42,63 @@ PART = 256  # images at a time, where a family is not told
 class Features:
     """The perceptual term."""
 
-    alpha: float  # its weight; 0: none, and no network is loaded
-    backbone: Literal["efficientnet_lite0", "vgg19"]
-    layers: tuple[int, ...]  # see pofx.models.vae.perceptual; a shallow one keeps colours right
-    side: int  # pixels that images are enlarged to
-    weights: str | None  # of vgg19: path or URL
-    sha256: str  # how the digest of that file begins
+    alpha: Annotated[float, Ge(0)] = 0.0  # its weight; 0: none, and no network is loaded
+    backbone: Literal["efficientnet_lite0", "vgg19"] = "efficientnet_lite0"  # in the installation, or as published
+    layers: Annotated[tuple[int, ...], MinLen(1)] = (0, 2, 4)  # see perceptual.py; a shallow one keeps colours right
+    side: Annotated[int, Ge(8)] = 96  # pixels that images are enlarged to
+    weights: str | None = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # of vgg19: path or URL
+    sha256: str = "dcbb9e9d"  # how the digest of that file begins
 
     def __post_init__(self) -> None:
         count = perceptual.LAYERS[self.backbone]
-        if not self.layers or not all(0 <= layer < count for layer in self.layers):
+        if not all(0 <= layer < count for layer in self.layers):
             raise ValueError(f"layers = {list(self.layers)} should name layers of {self.backbone}, 0 to {count - 1}")
 
 
 @dataclass(frozen=True)
 class Config:
-    arch: Literal["conv", "resnet"]
-    channels: tuple[int, ...]  # of the levels, each of half the side of the one before
-    blocks: int  # residual blocks a level, of a resnet
-    latent: int  # units
-    likelihood: Literal["sigma_vae", "gaussian", "logistic"]
-    sigma: float  # of a Gaussian, on [-1, 1]: constant, or where a learned one starts
-    mixtures: int  # components, of logistic
-    beta: float  # weight of the KL term
-    kl_warmup: int  # images over which beta, or with a capacity that, grows from zero
-    free_bits: float  # nats a unit that cost nothing less (Kingma et al. 2016, arXiv 1606.04934); 0: none
-    capacity: float  # nats that the KL term is held at (Burgess et al. 2018, arXiv 1804.03599); 0: none
-    importance: int  # codes drawn for an image: 1 the bound above, more the tighter one of Burda et al. 2016
-    perceptual: Features
-    components: int  # Gaussians fitted to the aggregated posterior after training; 0: none
-    train: Train
+    arch: Literal["conv", "resnet"] = "conv"
+    channels: Annotated[tuple[int, ...], MinLen(1)] = (32, 64, 128)  # of the levels, each of half the side
+    blocks: Annotated[int, Ge(1)] = 2  # residual blocks a level, of a resnet
+    latent: Annotated[int, Ge(1)] = 10  # units
+    likelihood: Literal["sigma_vae", "gaussian", "logistic"] = "sigma_vae"
+    sigma: Annotated[float, Gt(gaussian.SMALLEST)] = 0.15  # pixel noise, on [-1, 1]: constant, or a learned one's start
+    mixtures: Annotated[int, Ge(1)] = 10  # components, of logistic
+    beta: Annotated[float, Ge(0)] = 8.0  # weight of the KL term
+    kl_warmup: Annotated[int, Ge(0)] = 5000  # images over which beta, or with a capacity that, grows from zero
+    free_bits: Annotated[float, Ge(0)] = 0.0  # nats a unit that cost nothing (Kingma et al. 2016, arXiv 1606.04934)
+    capacity: Annotated[float, Ge(0)] = 0.0  # nats that the KL term is held at (Burgess et al. 2018, arXiv 1804.03599)
+    importance: Annotated[int, Ge(1)] = 1  # codes an image: 1 the bound above, more the tighter one (Burda et al. 2016)
+    perceptual: Features = field(default_factory=Features)
+    components: Annotated[int, Ge(0)] = 10  # Gaussians fitted to the aggregated posterior after training; 0: none
 
     def __post_init__(self) -> None:
-        gaussian.width(self.sigma)  # raises where there is none
-        for key in ("latent", "mixtures", "importance", "blocks"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} = {getattr(self, key)} should be at least 1")
-        if (self.free_bits > 0) + (self.capacity > 0) + (self.importance > 1) > 1:
+        if sum([self.free_bits > 0, self.capacity > 0, self.importance > 1]) > 1:
             raise ValueError("free_bits, capacity and importance above 1 each say what the KL term costs: choose one")
 
 
 @dataclass(frozen=True)
-class Sample(Draw):
-    batch: int
-    prior: Literal["normal", "mixture"]  # of the code: N(0, I), or what was fitted after training
+class Sample:
+    batch: Annotated[int, Ge(64), MultipleOf(64)] = 256
+    prior: Literal["normal", "mixture"] = "normal"  # of the code: N(0, I), or what was fitted after training
 
 
-class Model(Family):
-    likelihood = "importance"
-    layer = "mean of the code"
-
-    def __init__(self, cfg: Config):
-        super().__init__()
-        self.cfg = cfg
-        out = 3 if cfg.likelihood != "logistic" else logistic.PER_COMPONENT * cfg.mixtures
+class Model(Sampled, Latent, ImportanceWeighted):
+    def __init__(self, cfg: Config, shape: Shape):
+        super().__init__(cfg, shape)
+        out = shape[0]
+        if cfg.likelihood == "logistic":
+            out = logistic.PER_COMPONENT * cfg.mixtures
+        if any(side % 2 ** len(cfg.channels) for side in shape[1:]):
+            raise UserError(f"vae.channels: {len(cfg.channels)} levels do not halve images of {shape[1]}x{shape[2]}")
+        if cfg.likelihood == "logistic" and shape[0] != 3:
+            raise UserError(f"vae.likelihood = logistic is defined for 3 channels, and images have {shape[0]}")
         if cfg.arch == "conv":
-            self.encoder, self.net = Encoder(cfg.channels, cfg.latent), Decoder(cfg.channels, cfg.latent, out)
+            self.encoder = Encoder(shape, cfg.channels, cfg.latent)
+            self.net = Decoder(shape, cfg.channels, cfg.latent, out)
         else:
-            self.encoder = ResnetEncoder(cfg.channels, cfg.blocks, cfg.latent)
-            self.net = ResnetDecoder(cfg.channels, cfg.blocks, cfg.latent, out)
+            self.encoder = ResnetEncoder(shape, cfg.channels, cfg.blocks, cfg.latent)
+            self.net = ResnetDecoder(shape, cfg.channels, cfg.blocks, cfg.latent, out)
         if cfg.likelihood == "sigma_vae":
             self.width = nn.Parameter(gaussian.width(cfg.sigma))
         else:
@@ -120,7 +119,7 @@ class Model(Family):
             backbone = perceptual.efficientnet_lite0()
         self.perceptual = perceptual.Perceptual(backbone, cfg.layers, cfg.side)
 
-    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Terms:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Terms:
         cfg = self.cfg
         if not self.training:
             x = self.dequantised(x)
@@ -144,14 +143,14 @@ class Model(Family):
             terms["bpd"] = terms["bpd_prior"] + terms["bpd_decoder"]
         return terms
 
-    def draw(self, x: Float[Tensor, "b 3 h w"], k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def draw(self, x: Float[Tensor, "b c h w"], k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """k codes an image from q(z|x), decoded.
 
         Returns:
             The decoder's output (k b, c, h, w); log p(x|z) and log q(z|x) - log p(z), both (k, b); KL of every unit (b,
             latent), which is the mean of the latter in closed form.
         """
-        mean, log_var = self.encode(x)
+        mean, log_var = self.posterior(x)
         noise = rng.batch(torch.randn, k, *mean.shape, dim=1, device=x.device)
         z = mean + (0.5 * log_var).exp() * noise
         out = self.net(z.flatten(0, 1)).float()
@@ -159,26 +158,26 @@ class Model(Family):
         log_ratio = 0.5 * (z.square() - noise.square() - log_var).sum(2)
         return out, log_px, log_ratio, latent.kl(mean, log_var)
 
-    def encode(self, x: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b latent"], Float[Tensor, "b latent"]]:
+    def posterior(self, x: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b latent"], Float[Tensor, "b latent"]]:
         """Mean and log variance of q(z|x); log variances are held in [-10, 10], where exp is safe."""
         mean, log_var = self.encoder(x).float().chunk(2, 1)
         return mean, log_var.clamp(-10, 10)
 
-    def decode(self, z: Float[Tensor, "b latent"]) -> Float[Tensor, "b 3 h w"]:
+    def decode(self, z: Float[Tensor, "b latent"]) -> Float[Tensor, "b c h w"]:
         """The decoder's mean."""
         return self.mean(self.net(z).float())
 
-    def log_likelihood(self, x: Float[Tensor, "b 3 h w"], out: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    def log_likelihood(self, x: Float[Tensor, "b c h w"], out: Float[Tensor, "b k h w"]) -> Float[Tensor, " b"]:
         """log p(x|z) in nats, summed over pixels and channels: log N(x; out, sigma^2 I), or log P of grey levels."""
         if self.cfg.likelihood == "logistic":
             return logistic.log_prob(x, out)
         return gaussian.log_prob(x, out, gaussian.log_sigma(self.width))
 
-    def mean(self, out: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]:
+    def mean(self, out: Float[Tensor, "b k h w"]) -> Float[Tensor, "b c h w"]:
         """The mean image of the decoder's output."""
         return logistic.mean(out) if self.cfg.likelihood == "logistic" else out
 
-    def dequantised(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    def dequantised(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """As the likelihood wants them: only a density needs more than grey levels."""
         return x if self.cfg.likelihood == "logistic" else gaussian.dequantised(x)
 
@@ -205,35 +204,34 @@ class Model(Family):
         """The KL weight, growing linearly over the warm-up so that the code is used before it is priced."""
         return self.cfg.beta * self.ramp()
 
-    def log_weights(self, x: Float[Tensor, "b 3 h w"], k: int) -> Float[Tensor, "k b"]:
+    def log_weights(self, x: Float[Tensor, "b c h w"], k: int) -> Float[Tensor, "k b"]:
         x = self.dequantised(x)
         _, log_px, log_ratio, _ = self.draw(x, k)
         return log_px - log_ratio + x[0].numel() * self.log_bin()
 
-    def sample(self, noise: Noise, cfg: Sample) -> Float[Tensor, "n 3 32 32"]:
+    def preview(self, noise: Noise) -> Float[Tensor, "n c h w"]:
+        return self.sample(noise, Sample())
+
+    def sample(self, noise: Noise, cfg: Sample) -> Float[Tensor, "n c h w"]:
         """Decoder means of codes from the prior (without the decoder's own pixel noise)."""
         if cfg.prior == "mixture" and self.mixture is None:
             raise UserError(
                 "prior = mixture needs a model trained with vae.components above 0: set it, or draw from normal "
-                "(sample.vae.prior) and take the row out (-S ~sample.vae.also.mixture)"
+                "(sample.vae.prior) and take the row out (-S ~rows.vae.mixture)"
             )
         z = self.mixture.draw(noise) if cfg.prior == "mixture" else noise.normal(self.cfg.latent)
         return self.decode(z)
 
-    def finish(self, images: UInt8[Tensor, "n 3 h w"]) -> None:
+    def finish(self, images: UInt8[Tensor, "n c h w"]) -> None:
         """Fit the mixture to codes of the first images, one draw each."""
         if self.mixture is not None:
-            pairs = [self.encode(to_model(part)) for part in images[:FITTED].split(PART)]
+            pairs = [self.posterior(to_model(part)) for part in images[:FITTED].split(PART)]
             self.mixture.fit(torch.cat([m + (0.5 * v).exp() * rng.randn_like(m) for m, v in pairs]))
 
-    def reconstruct(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Decoder means of the posterior's means."""
-        return self.decode(self.encode(x)[0])
-
-    def monitor(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, Any]:
+    def monitor(self, images: UInt8[Tensor, "n c h w"]) -> dict[str, Any]:
         """Is the code in use, and does it match the prior: active units, KL of every unit (nats, falling), and of the
         aggregated posterior the largest mean of a unit (0 in the prior) and the range of standard deviations (1)."""
-        pairs = [self.encode(to_model(part)) for part in images.split(PART)]
+        pairs = [self.posterior(to_model(part)) for part in images.split(PART)]
         mean, log_var = (torch.cat(rows).double() for rows in zip(*pairs, strict=True))
         active, units = int(latent.active(mean).sum()), self.cfg.latent
         if active < FEWEST_ACTIVE * units:

@@ -1,8 +1,10 @@
-"""Autoregressive networks over a square of codes in raster order: a transformer and a gated PixelCNN.
+"""Autoregressive networks over a map of codes in raster order: a transformer and a gated PixelCNN.
 
 Both take the first n codes of each image, (b, n), and return the logits of the next one after each of 0..n codes,
 (b, n + 1, size). Code i has no influence on the logits before i + 1, not even by rounding.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -80,22 +82,22 @@ class PixelCNN(nn.Module):
 
     Args:
         size: number of different codes.
-        length: codes of an image, a square number.
+        side: height and width of the map of codes.
         width, layers: of the network; the first layer's kernel is 7x7, the others' 3x3.
         dropout: share of features dropped before the last two layers.
     """
 
-    def __init__(self, size: int, length: int, width: int, layers: int, dropout: float):
+    def __init__(self, size: int, side: tuple[int, int], width: int, layers: int, dropout: float):
         super().__init__()
-        self.side = round(length**0.5)
+        self.side = side
         self.embed = nn.Embedding(size, width)
         self.layers = nn.ModuleList([GatedLayer(width, 3 if i else 7) for i in range(layers)])
         self.out, self.head, self.dropout = nn.Linear(width, width), _head(width, size), dropout
 
     def forward(self, codes: Int64[Tensor, "b n"], cache: Cache | None = None) -> Float[Tensor, "b m size"]:
-        """A `cache` saves nothing: each call computes the whole square."""
+        """A `cache` saves nothing: each call computes the whole map."""
         n = codes.shape[1]
-        x = self.embed(F.pad(codes, (0, self.side**2 - n))).transpose(1, 2).unflatten(2, (self.side, self.side))
+        x = self.embed(F.pad(codes, (0, math.prod(self.side) - n))).transpose(1, 2).unflatten(2, self.side)
         down, right = F.pad(x, (0, 0, 1, 0))[:, :, :-1], F.pad(x, (1, 0))[..., :-1]
         for layer in self.layers:
             down, right = layer(down, right)

@@ -9,72 +9,63 @@ frozen here; it is part of this model, which draws and scores images by itself.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Lt, MultipleOf
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from pofx.base.progress import Bar
 from pofx.base.rng import Noise
-from pofx.models.family import Draw, Family, Terms
+from pofx.models.family import Bounded, Coded, Sampled, Shape, Terms
 from pofx.models.pixels import gaussian
 from pofx.models.vqprior.causal import PixelCNN, Transformer
-from pofx.train.loop import Train
 
-LENGTH = 64  # codes of an image
+NEEDS = "vqvae"  # the family whose trained model this one is built on
 
 
 @dataclass(frozen=True)
 class Config:
-    network: Literal["transformer", "pixelcnn"]
-    width: int
-    layers: int
-    heads: int  # of the transformer
-    dropout: float
-    train: Train
+    network: Literal["transformer", "pixelcnn"] = "transformer"
+    width: Annotated[int, Ge(1)] = 96
+    layers: Annotated[int, Ge(1)] = 3
+    heads: Annotated[int, Ge(1)] = 4  # of the transformer
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
 
     def __post_init__(self) -> None:
-        for key in ("width", "layers", "heads"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} = {getattr(self, key)} should be at least 1")
         if self.width % self.heads:
             raise ValueError(f"heads = {self.heads} should divide width = {self.width}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout = {self.dropout} should lie in [0, 1)")
 
 
 @dataclass(frozen=True)
-class Sample(Draw):
-    batch: int
+class Sample:
+    batch: Annotated[int, Ge(64), MultipleOf(64)] = 256
 
 
-class Model(Family):
-    needs = "vqvae"
-    likelihood = "forward"
+class Model(Sampled, Coded, Bounded):
     layer = "output of the autoencoder's encoder before it is quantised, averaged to 2x2"
 
-    def __init__(self, cfg: Config, base: Family):
-        super().__init__()
-        self.cfg = cfg
+    def __init__(self, cfg: Config, shape: Shape, base: Coded):
+        super().__init__(cfg, shape)
         self.base = base.requires_grad_(False).eval()
-        size = base.cfg.codes
+        size, length = base.cfg.codes, base.length
         if cfg.network == "transformer":
-            self.net = Transformer(size, LENGTH, cfg.width, cfg.layers, cfg.heads, cfg.dropout)
+            self.net = Transformer(size, length, cfg.width, cfg.layers, cfg.heads, cfg.dropout)
         else:
-            self.net = PixelCNN(size, LENGTH, cfg.width, cfg.layers, cfg.dropout)
+            self.net = PixelCNN(size, base.map, cfg.width, cfg.layers, cfg.dropout)
 
     def train(self, mode: bool = True) -> "Model":
         super().train(mode)
         self.base.eval()  # its codebook must not follow
         return self
 
-    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Terms:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Terms:
         with torch.no_grad():
-            codes = self.base.codes(x)
+            codes = self.encode(x)
         nll = self.code_length(codes)
-        terms = {"loss": nll, "bits_per_code": nll / (LENGTH * math.log(2))}
+        terms = {"loss": nll, "bits_per_code": nll / (codes.shape[1] * math.log(2))}
         if not self.training:
             x = gaussian.dequantised(x)
             unit = x[0].numel() * math.log(2)
@@ -88,9 +79,9 @@ class Model(Family):
         logits = self.net(codes[:, :-1]).float()
         return F.cross_entropy(logits.transpose(1, 2), codes, reduction="none").sum(1)
 
-    def validate(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+    def validate(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
         """Without the decoder."""
-        return self.code_length(self.base.codes(x))
+        return self.code_length(self.encode(x))
 
     def draw(self, u: Float[Tensor, "b n"]) -> Int64[Tensor, "b n"]:
         """Codes drawn one after the other, each from one uniform number, by the inverse distribution function."""
@@ -101,18 +92,25 @@ class Model(Family):
             codes = torch.cat([codes, drawn], 1)
         return codes
 
-    def sample(self, noise: Noise, cfg: Sample) -> Float[Tensor, "n 3 32 32"]:
+    def preview(self, noise: Noise) -> Float[Tensor, "n c h w"]:
+        return self.sample(noise, Sample())
+
+    def sample(self, noise: Noise, cfg: Sample) -> Float[Tensor, "n c h w"]:
         """Decoder means of codes drawn from the prior (without the decoder's own pixel noise)."""
-        return self.base.net(self.base.quantised(self.draw(noise.uniform(LENGTH))))
+        return self.decode(self.draw(noise.uniform(self.base.length)))
 
-    def reconstruct(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    def encode(self, x: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b n"]:
         """The autoencoder's."""
-        return self.base.reconstruct(x)
+        return self.base.encode(x)
 
-    def features(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    def decode(self, codes: Int64[Tensor, "b n"]) -> Float[Tensor, "b c h w"]:
+        """The autoencoder's."""
+        return self.base.decode(codes)
+
+    def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """The autoencoder's."""
         return self.base.features(x)
 
-    def monitor(self, images: UInt8[Tensor, "n 3 h w"]) -> dict[str, Any]:
+    def monitor(self, images: UInt8[Tensor, "n c h w"]) -> dict[str, Any]:
         """How the codebook is used; see vqvae."""
         return self.base.monitor(images)

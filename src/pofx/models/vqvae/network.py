@@ -27,30 +27,31 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """(b, 3, size, size) -> (b, dim, size / 4, size / 4)."""
+    """(b, c, h, w) -> (b, dim, h / 4, w / 4)."""
 
-    def __init__(self, channels: int, blocks: int, dim: int):
+    def __init__(self, colours: int, channels: int, blocks: int, dim: int):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(3, channels // 2, 4, 2, 1), nn.SiLU(), nn.Conv2d(channels // 2, channels, 4, 2, 1), nn.SiLU(),
+            nn.Conv2d(colours, channels // 2, 4, 2, 1), nn.SiLU(),
+            nn.Conv2d(channels // 2, channels, 4, 2, 1), nn.SiLU(),
             nn.Conv2d(channels, channels, 3, padding=1), *(Block(channels) for _ in range(blocks)),
             _norm(channels), nn.SiLU(), nn.Conv2d(channels, dim, 1),
         )  # fmt: skip
 
-    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b dim _ _"]:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b dim _ _"]:
         return self.layers(x)
 
 
 class Decoder(nn.Module):
-    """(b, dim, side, side) -> (b, 3, 4 side, 4 side): the mean of the image."""
+    """(b, dim, h / 4, w / 4) -> (b, c, h, w): the mean of the image."""
 
-    def __init__(self, channels: int, blocks: int, dim: int):
+    def __init__(self, colours: int, channels: int, blocks: int, dim: int):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv2d(dim, channels, 3, padding=1), *(Block(channels) for _ in range(blocks)),
             _norm(channels), nn.SiLU(), nn.ConvTranspose2d(channels, channels // 2, 4, 2, 1),
-            _norm(channels // 2), nn.SiLU(), nn.ConvTranspose2d(channels // 2, 3, 4, 2, 1),
+            _norm(channels // 2), nn.SiLU(), nn.ConvTranspose2d(channels // 2, colours, 4, 2, 1),
         )  # fmt: skip
 
-    def forward(self, z: Float[Tensor, "b dim h w"]) -> Float[Tensor, "b 3 _ _"]:
+    def forward(self, z: Float[Tensor, "b dim h w"]) -> Float[Tensor, "b c _ _"]:
         return self.layers(z)

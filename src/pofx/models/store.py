@@ -1,0 +1,135 @@
+"""Models by name and in folders: built, saved and loaded.
+
+A folder holds model.safetensors, the weights, and model.json, the card: format number, family, resolved config,
+training settings, shape of an image, provenance. A key that an older card lacks takes today's default. A renamed key
+has an entry in RENAMED, so that an older model stays readable.
+"""
+
+import dataclasses
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from pofx.base import config, files
+from pofx.base.errors import UserError
+from pofx.models.family import Family, Shape
+
+FORMAT = 2  # 1: `train` within the config, images of 3x32x32, no format number
+CONTRAST = [
+    "alpha",
+    "data_noise",
+    "buffer",
+    "fresh",
+    "augment",
+    "step_size",
+    "noise",
+    "grad_clip",
+    "kl",
+    "entropy",
+    "energy_limit",
+]
+RECOVERY = ["sigma_min", "sigma_max", "levels", "sigma_data", "log_mean", "log_std", "step"]
+# family -> key of format 1 -> section that it is in now
+RENAMED = {"ebm": dict.fromkeys([*CONTRAST, "energy_limit"], "contrast") | dict.fromkeys(RECOVERY, "recovery")}
+
+
+def module(name: str) -> ModuleType:
+    """The module of the family `name`, with Config and Model."""
+    if name not in config.family_names():
+        raise UserError(f"no family is called {name!r}: the families are {', '.join(config.family_names())}")
+    return importlib.import_module(config.family_module(name))
+
+
+def needs(name: str) -> str | None:
+    """The family whose trained model `name` is built on: `NEEDS` of its module."""
+    return getattr(module(name), "NEEDS", None)
+
+
+def create(name: str, cfg: Any, shape: Shape, models: Path) -> Family:
+    """A model to be trained; what it needs is loaded from the folder `models`."""
+    base = needs(name)
+    return module(name).Model(cfg, shape, *([load(models / base)] if base else []))
+
+
+def save(folder: Path, name: str, model: Family, train: dict[str, Any], provenance: dict[str, Any]) -> None:
+    """Write all that sampling needs into `folder`.
+
+    Args:
+        name: of the family.
+        train: the training settings.
+        provenance: where the weights come from: data, code, machine.
+    """
+    card = {
+        "format": FORMAT,
+        "family": name,
+        "config": dataclasses.asdict(model.cfg),
+        "train": train,
+        "shape": model.shape,
+        "provenance": provenance,
+    }
+    if base := needs(name):
+        card["base"] = {"family": base, "config": dataclasses.asdict(model.base.cfg)}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    with files.atomic(Path(folder) / "model.safetensors") as file:
+        save_file(tensors, file.name)
+    files.write_json(Path(folder) / "model.json", card)
+
+
+def card(folder: Path) -> dict[str, Any]:
+    """The card of the model in `folder`, in today's format.
+
+    Raises:
+        UserError: it was written by a newer version.
+    """
+    found = files.read_json(Path(folder) / "model.json")
+    written = found.get("format", 1)
+    if written > FORMAT:
+        raise UserError(f"{folder}/model.json has format {written}, newer than {FORMAT}: update the project")
+    if written == 1:
+        found |= {"format": FORMAT, "train": found["config"].pop("train"), "shape": (3, 32, 32)}
+        found["config"] = _renamed(found["family"], found["config"])
+        if "base" in found:
+            found["base"]["config"].pop("train")
+    return found | {"shape": tuple(found["shape"])}
+
+
+def load(folder: Path, device: torch.device | str = "cpu") -> Family:
+    """The model in `folder`, on `device`, in eval mode."""
+    model = _build(folder)
+    model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    return model.to(device)
+
+
+def untrained(folder: Path, seed: int, device: torch.device | str = "cpu") -> Family:
+    """A model like that in `folder`, on `device`, in eval mode, with random initial weights (its base's too)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _build(folder).to(device)
+
+
+def _build(folder: Path) -> Family:
+    have = card(folder)
+
+    def build(part: dict[str, Any], *base: Family) -> Family:
+        family = module(part["family"])
+        cfg = config.build(family.Config, part["config"], f"{folder}/model.json")
+        return family.Model(cfg, have["shape"], *base)
+
+    model = build(have, *([build(have["base"])] if "base" in have else []))
+    model.precision = have["train"]["precision"]
+    if have["train"]["channels_last"]:
+        model.to(memory_format=torch.channels_last)
+    return model.eval()
+
+
+def _renamed(family: str, cfg: dict[str, Any]) -> dict[str, Any]:
+    """A config of format 1 with its keys where they are now."""
+    table, moved = RENAMED.get(family, {}), {}
+    for key, value in cfg.items():
+        place = moved.setdefault(table[key], {}) if key in table else moved
+        place[key] = value
+    return moved
