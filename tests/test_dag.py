@@ -1,4 +1,4 @@
-"""dvc.yaml against the source: what a stage imports, reads and writes is what it declares."""
+"""dvc.yaml against the source: what a stage imports, reads and writes is what it declares; who may import whom."""
 
 import ast
 import os
@@ -9,18 +9,55 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from imports import ROOT, closure, direct, family
 from ruamel.yaml import YAML
 
 from pofx.base import config
-from pofx.base.errors import UserError
-from tools import compose, deps
+from pofx.models.family import module
 
-ROOT = Path(__file__).resolve().parents[1]
 ITEM = "${item.model}"
 DAG = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
 STAGES: dict[str, dict[str, Any]] = DAG["stages"]
 PARAMS = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
-CODE = ("stages/", "src/")
+FAMILIES = config.family_names()
+TRAININGS = [f"train_{name}" for name in FAMILIES]
+CMD = re.compile(r"python -m stages\.(\w+)(?: (\w+|\$\{item\.model\}))?")
+# A room may import itself and these.
+ROOMS = {
+    "base": set(),
+    "data": {"base"},
+    "models": {"base"},
+    "train": {"base", "models"},
+    "sample": {"base", "models"},
+    "score": {"base", "data", "models", "sample"},
+    "report": {"base", "data", "models", "sample", "score"},
+}
+# Functions that read parameters for a main, and the keys that they read.
+READERS = {"train.settings": {"train", "{}"}, "rows.rows": {"sample.{}", "rows.{}"}, "config.params": {"params.yaml"}}
+
+
+def main(stage: dict[str, Any]) -> Path:
+    return ROOT / "stages" / f"{CMD.fullmatch(stage['cmd'])[1]}.py"
+
+
+def code(stage: dict[str, Any]) -> list[str]:
+    return [dep for dep in stage["deps"] if dep.startswith(("stages/", "src/"))]
+
+
+def holds(dep: str, path: Path) -> bool:
+    """Whether a dep is the file or a folder with it."""
+    return path.is_relative_to(ROOT / dep)
+
+
+def undeclared(paths: set[Path], *deps: str) -> set[Path]:
+    return {path for path in paths if not any(holds(dep, path) for dep in deps)}
+
+
+def imported(name: str) -> set[Path]:
+    """The files that a stage's code consists of, but for what a matrix learns by way of its model."""
+    names = [name.removeprefix("train_")] if name in TRAININGS else []
+    names = FAMILIES if name == "check" else names
+    return closure(main(STAGES[name]), *map(family, names))
 
 
 def entries(stage: dict[str, Any], *kinds: str) -> dict[str, dict[str, Any]]:
@@ -58,45 +95,20 @@ def resolved() -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_code_deps_are_the_import_closure(name):
-    declared = [d for d in STAGES[name]["deps"] if d.startswith(CODE)]
-    assert declared == deps.code(STAGES[name]["cmd"]), "run `python -m tools.deps`"
+def test_imports_lie_within_the_deps_and_every_dep_is_imported(name):
+    files, deps = imported(name), code(STAGES[name])
+    assert not undeclared(files, *deps)
+    assert not [dep for dep in deps if not any(holds(dep, path) for path in files)]
+    assert len(set(STAGES[name]["deps"])) == len(STAGES[name]["deps"])
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_params_are_those_that_the_main_reads(name):
-    declared = STAGES[name].get("params", [])
-    assert set(declared) == deps.params(STAGES[name]["cmd"]), "run `python -m tools.deps`"
-    assert len(set(declared)) == len(declared)
-    for key in declared:  # and they exist
-        models = value(STAGES[name].get("matrix", {"model": "models"})["model"]) or config.family_names()
-        value(key.replace(ITEM, models[0]))
-
-
-def test_dvc_yaml_is_what_the_tool_would_write():
-    text = (ROOT / "dvc.yaml").read_text()
-    assert deps.renewed(text) == text, "run `python -m tools.deps`"
-
-
-def test_a_matrix_gets_the_rest_of_a_family_by_way_of_its_model():
+def test_a_matrix_gets_the_code_of_a_family_by_way_of_its_model():
     """What only one family imports is a dep of train_<family>, and reaches sample@ and fid@ as a hash in the model."""
     for name, stage in STAGES.items():
-        if "matrix" not in stage or f"src/pofx/families/{ITEM}.py" not in stage["deps"]:
-            continue
-        assert f"models/{ITEM}" in stage["deps"], name
-        for family in config.family_names():
-            files = {str(p.relative_to(ROOT)) for p in deps.closure(ROOT / f"src/pofx/families/{family}.py")}
-            assert files <= set(STAGES[f"train_{family}"]["deps"])
-
-
-def test_one_training_stage_for_every_family_and_only_for_these():
-    trained = {name.removeprefix("train_"): stage for name, stage in STAGES.items() if name.startswith("train_")}
-    assert sorted(trained) == config.family_names()
-    for family, stage in trained.items():
-        assert stage["cmd"] == f"python -m stages.train {family}"
-        assert f"models/{family}" in stage["outs"]
-        others = [f"families/{f}.py" for f in config.family_names() if f != family]
-        assert not any(d.endswith(tuple(others)) for d in stage["deps"]), "a family imports another"
+        if "matrix" in stage:
+            assert f"models/{ITEM}" in stage["deps"], name
+    for name in FAMILIES:
+        assert not undeclared(closure(family(name)), *STAGES[f"train_{name}"]["deps"])
 
 
 def test_imports_at_run_time_are_declared():
@@ -116,9 +128,8 @@ for words in sys.argv[1:]:
 """
     cases = {}
     for name, stage in resolved().items():
-        main, item = deps.parts(stage["cmd"])
-        lazy = [f"pofx.families.{item}"] if item else []
-        cases[",".join([f"stages.{main.stem}", *lazy])] = name
+        item = CMD.fullmatch(stage["cmd"])[2]
+        cases[",".join([f"stages.{main(stage).stem}", *([config.family_module(item)] if item else [])])] = name
     environment = os.environ | {"MPLBACKEND": "agg"}
     ran = subprocess.run(
         [sys.executable, "-c", script, *cases], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
@@ -129,33 +140,86 @@ for words in sys.argv[1:]:
     for line in lines:
         words, *loaded = line.split()
         name = cases[words]
-        family = name.partition("@")[2]
-        declared = set(resolved()[name]["deps"]) | set(resolved()[f"train_{family}"]["deps"] if family else [])
-        assert {str(Path(f).relative_to(ROOT)) for f in loaded} <= declared, name
+        item = name.partition("@")[2]
+        deps = resolved()[name]["deps"] + (STAGES[f"train_{item}"]["deps"] if item else [])
+        files = {Path(f) for f in loaded if Path(f).name != "__init__.py" or Path(f).parent.name == "stages"}
+        assert not undeclared(files, *deps), name
 
 
-def test_only_mains_read_parameters():
-    for path in (ROOT / "src").rglob("*.py"):
-        assert not deps.read_keys(path), path
+def test_packages_hold_a_docstring_alone():
+    """So no stage need list the __init__.py of src/pofx and of src/pofx/models."""
+    for path in (ROOT / "src").rglob("__init__.py"):
+        assert len(ast.parse(path.read_text()).body) <= 1, path
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_who_may_import_whom(room):
+    allowed = [ROOT / "src/pofx" / name for name in ROOMS[room] | {room}]
+    for path in (ROOT / "src/pofx" / room).rglob("*.py"):
+        for other in direct(path) - {ROOT / "src/pofx/__init__.py"}:
+            assert any(other.is_relative_to(folder) for folder in allowed), f"{path} imports {other}"
+
+
+def test_every_file_lies_in_a_room():
+    assert {p.name for p in (ROOT / "src/pofx").iterdir() if p.suffix or any(p.glob("*.py"))} == {*ROOMS, "__init__.py"}
+
+
+def test_no_family_imports_another():
+    for name in FAMILIES:
+        others = {family(other) for other in FAMILIES} - {family(name)}
+        assert not closure(family(name)) & others
+
+
+def test_one_training_stage_for_every_family_and_only_for_these():
+    assert [name for name in STAGES if name.startswith("train_")] == sorted(TRAININGS, key=list(STAGES).index)
+    for name in FAMILIES:
+        stage = STAGES[f"train_{name}"]
+        assert stage["cmd"] == f"python -m stages.train {name}"
+        assert f"models/{name}" in stage["outs"] and stage["params"] == ["seed", "train", name]
+        needs = getattr(module(name), "NEEDS", None)
+        assert [d for d in stage["deps"] if d.startswith("models/")] == ([f"models/{needs}"] if needs else [])
+        assert "metrics/check.json" in stage["deps"]
+
+
+def test_the_first_stage_reads_all_parameters():
+    (first, *_) = STAGES
+    assert first == "check" and STAGES[first]["params"] == [{"params.yaml": None}]
+    assert "metrics/check.json" in STAGES["download"]["deps"], "a mistake is said before anything is fetched"
+
+
+def read(path: Path) -> set[str]:
+    """The keys that a main reads, {} for the family's name."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        if called in ("config.section", "config.value"):
+            pieces = node.args[0].values if isinstance(node.args[0], ast.JoinedStr) else [node.args[0]]
+            found.add("".join(p.value if isinstance(p, ast.Constant) else "{}" for p in pieces))
+        found |= READERS.get(called, set())
+    return found
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_params_are_those_that_the_main_reads(name):
+    stage = STAGES[name]
+    declared = [next(iter(key)) if isinstance(key, dict) else key for key in stage.get("params", [])]
+    item = CMD.fullmatch(stage["cmd"])[2] or ""
+    assert {key.replace("{}", item) for key in read(main(stage))} == set(declared)
+    assert len(set(declared)) == len(declared)
+    for key in declared:
+        if key != "params.yaml":
+            value(key.replace(ITEM, FAMILIES[0]))  # it exists
+
+
+def test_only_mains_and_readers_read_parameters():
+    readers = {"train/config.py", "sample/rows.py", "base/config.py"}
+    for path in (ROOT / "src/pofx").rglob("*.py"):
+        if str(path.relative_to(ROOT / "src/pofx")) not in readers:
+            assert not read(path), path
     for path in (ROOT / "stages").glob("*.py"):
-        assert "params.yaml" not in path.read_text(), path
-
-
-def test_sections_are_read_with_the_class_that_compose_checks():
-    kinds = compose.schema()
-    for path in (ROOT / "stages").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "config.section"):
-                continue
-            key, cls = node.args[0], ast.unparse(node.args[1]).rpartition(".")[2]
-            if isinstance(key, ast.Constant):
-                assert kinds[key.value].__name__ == cls, path
-            else:  # a family's own
-                assert cls == ("Sample" if "sample." in ast.unparse(key) else "Config"), path
-
-
-def test_params_yaml_is_valid():
-    compose.check(PARAMS)
+        assert "params.yaml" not in path.read_text() or path.stem == "check", path
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -164,8 +228,7 @@ def test_forms(name):
     known = {"desc", "matrix", "cmd", "deps", "params", "outs", "metrics", "plots"}
     assert set(stage) <= known, "always_changed and its like would switch the run cache off"
     assert stage["desc"]
-    main, _ = deps.parts(stage["cmd"])  # `python -m stages.NAME [item]`: no parameter in the text, which DVC hashes
-    assert main.is_file()
+    assert main(stage).is_file()  # `python -m stages.NAME [item]`: no parameter in the text, which DVC hashes
     lists = [{"model": f"${{{key}}}"} for key in ("models", "sweep.models", "energy.models")]
     assert "matrix" not in stage or stage["matrix"] in lists
     text = str({k: v for k, v in stage.items() if k != "matrix"}).replace(ITEM, "")
@@ -188,10 +251,8 @@ def test_every_input_is_made_by_a_stage_and_every_output_by_one():
     outs = [path for stage in stages.values() for path in entries(stage)]
     assert len(set(outs)) == len(outs)
     for name, stage in stages.items():
-        assert len(set(stage["deps"])) == len(stage["deps"])
-        for dep in stage["deps"]:
-            if not dep.startswith(CODE):
-                assert any(dep == out or out.startswith(f"{dep}/") for out in outs), f"{name}: nothing makes {dep}"
+        for dep in set(stage["deps"]) - set(code(stage)):
+            assert any(dep == out or out.startswith(f"{dep}/") for out in outs), f"{name}: nothing makes {dep}"
 
 
 def test_folders_that_a_matrix_without_models_leaves_empty_are_in_git():
@@ -216,85 +277,3 @@ def test_ignored_paths():
     settings = (ROOT / ".dvc" / "config").read_text()
     for setting in ("analytics = false", "check_update = false", "autostage = true"):
         assert setting in settings
-
-
-@pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A little repository with each way to import."""
-    sources = {
-        "stages/__init__.py": "",
-        "stages/draw.py": "from pofx.core import family\nfrom pofx.core.rules import LIMIT\n",
-        "stages/look.py": "import os\ndef main():\n    from pofx.eval import page\n",
-        "src/pofx/__init__.py": "",
-        "src/pofx/core/__init__.py": "",
-        "src/pofx/models/family.py": 'import importlib\nlambda n: importlib.import_module(f"pofx.families.{n}")\n',
-        "src/pofx/core/rules.py": "LIMIT = 3\n",
-        "src/pofx/families/__init__.py": "",
-        "src/pofx/families/one.py": "import pofx.nn.net\nfrom pofx.core import family\n",
-        "src/pofx/families/two.py": "from . import one\n",
-        "src/pofx/nn/__init__.py": "",
-        "src/pofx/nn/net.py": "import torch\nfrom pofx.families import one\n",  # a circle
-        "src/pofx/eval/__init__.py": "",
-        "src/pofx/eval/page.py": 'NAME = "page.html.j2"\n',
-        "src/pofx/eval/page.html.j2": "",
-        "src/pofx/eval/unused.py": "",
-    }
-    for name, text in sources.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(deps, "ROOT", tmp_path)
-    return tmp_path
-
-
-FAMILIES = "src/pofx/families"
-CORE = ["src/pofx/__init__.py", "src/pofx/core/__init__.py", "src/pofx/models/family.py", "src/pofx/core/rules.py"]
-NET = ["src/pofx/nn/__init__.py", "src/pofx/nn/net.py"]
-PAGE = ["src/pofx/__init__.py", *(f"src/pofx/eval/{name}" for name in ("__init__.py", "page.html.j2", "page.py"))]
-MAIN = ["stages/__init__.py", "stages/draw.py"]
-CLOSURES = [
-    ("draw", [*CORE, *MAIN]),
-    ("draw one", [*CORE, f"{FAMILIES}/__init__.py", f"{FAMILIES}/one.py", *NET, *MAIN]),
-    (f"draw {ITEM}", [*CORE, f"{FAMILIES}/{ITEM}.py", f"{FAMILIES}/__init__.py", *MAIN]),
-    ("look", [*PAGE, "stages/__init__.py", "stages/look.py"]),
-]
-
-
-@pytest.mark.parametrize(("cmd", "files"), CLOSURES)
-def test_closure_of_a_toy(toy: Path, cmd, files):
-    assert deps.code(f"python -m stages.{cmd}") == files
-
-
-def test_closure_refuses_what_it_cannot_follow(toy: Path):
-    with pytest.raises(UserError, match="relative import"):
-        deps.code("python -m stages.draw two")
-    for cmd in ("python stages/draw.py", "python -m stages.draw one two", "python -m stages.draw ${models}"):
-        with pytest.raises(UserError, match=re.escape(cmd)):
-            deps.code(cmd)
-
-
-def test_renewal_keeps_comments_data_and_order(toy: Path):
-    (toy / "stages" / "draw.py").write_text('config.section(f"sample.{n}", S)\nconfig.value("n", int)\n')
-    before = """# head
-stages:
-  draw:  # one
-    cmd: python -m stages.draw one
-    deps:
-      - src/pofx/gone.py
-      - data/b
-      - data/a
-    params: [n, gone]
-    outs:
-      - x: {cache: false}
-
-  # look
-  look:
-    cmd: python -m stages.look
-    deps:
-      - data/a
-    params: [gone]
-"""
-    after = deps.renewed(before)
-    tree = YAML(typ="safe").load(after)["stages"]
-    assert tree["draw"]["deps"][-2:] == ["data/b", "data/a"] and "src/pofx/gone.py" not in after
-    assert tree["draw"]["params"] == ["n", "sample.one"] and "params" not in tree["look"]
-    assert "# head" in after and "# one" in after and "  # look\n" in after and "- x: {cache: false}" in after
