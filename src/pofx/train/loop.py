@@ -1,11 +1,9 @@
 """The one training loop. What differs between families is in their loss and sampler, never here."""
 
-import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -19,67 +17,15 @@ from pofx.base.progress import Bar
 from pofx.base.rng import fold
 from pofx.models.family import Family
 from pofx.train.best import Best
+from pofx.train.config import Train, lr_at
 from pofx.train.ema import Ema
 from pofx.train.pool import Pool
 from pofx.train.safety import ALARM, WARNING, Guards
 from pofx.train.state import Slot
 
 
-@dataclass(frozen=True)
-class Train:
-    """How to train; durations are counted in images, so that they survive a change of batch size."""
-
-    images: int  # budget
-    batch: int  # images of an optimiser step, of all processes together
-    accumulate: int  # parts that a batch is split into, one after the other: less memory, the same gradient
-    lr: float
-    warmup: int  # images of linear ramp
-    decay: Literal["constant", "cosine"]
-    betas: tuple[float, float]
-    weight_decay: float
-    clip: float  # largest norm of the gradient
-    ema_half_life: int  # images; 0: no averaging
-    flip: bool
-    precision: Literal["fp32", "bf16"]
-    channels_last: bool
-    compile: bool
-    rows: int  # of the curve, the number of host syncs of the run
-    save_seconds: float  # between saves of the resumable state
-    memory_mib: int  # a process may take, 0: as much as there is
-    preview_rows: int  # a sample grid every so many rows of the curve; 0: none
-    validation: int  # last training images, kept out of training to see how well others are known; 0: none
-    patience: int  # rows of the curve without a smaller loss on them, after which training ends; 0: the whole budget
-    rollbacks: int  # times that a run whose guard fires goes back to an earlier state, at a lower rate; 0: it ends
-
-    def __post_init__(self) -> None:
-        for key in ("batch", "accumulate", "lr", "clip", "rows"):
-            if getattr(self, key) <= 0:
-                raise ValueError(f"{key} = {getattr(self, key)} should be above 0")
-        if self.batch % self.accumulate:
-            raise ValueError(f"accumulate = {self.accumulate} should divide the batch ({self.batch})")
-        if self.images < self.batch:
-            raise ValueError(f"images = {self.images} should be at least one batch ({self.batch})")
-        for key in ("validation", "patience", "rollbacks", "memory_mib"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"{key} = {getattr(self, key)} should not be below 0")
-        if self.patience and not self.validation:
-            raise ValueError(f"patience = {self.patience} needs validation images")
-        if not all(0 <= b < 1 for b in self.betas):
-            raise ValueError(f"betas = {list(self.betas)} should lie in [0, 1)")
-
-
 class Stopped(Exception):
     """Training was asked to stop; its state is saved."""
-
-
-def lr_at(cfg: Train, seen: int) -> float:
-    """Learning rate as a function of the images seen: linear ramp, then constant or a half cosine down to zero."""
-    ramp = min(1.0, (seen + cfg.batch) / cfg.warmup) if cfg.warmup else 1.0
-    fall = 1.0
-    if cfg.decay == "cosine":
-        done = max(0, seen - cfg.warmup) / max(1, cfg.images - cfg.warmup)
-        fall = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-    return cfg.lr * ramp * fall
 
 
 def train(

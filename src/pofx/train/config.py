@@ -1,0 +1,79 @@
+"""How to train: the block `train:` of params.yaml, and what a family's own block overrides of it."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt
+
+from pofx.base import config
+from pofx.base.errors import UserError
+
+
+@dataclass(frozen=True)
+class Train:
+    """How to train. Durations are counted in images, so that they survive a change of the batch size."""
+
+    images: Annotated[int, Ge(1)] = 10_000  # budget
+    batch: Annotated[int, Ge(1)] = 8  # images of an optimiser step, of all processes together
+    accumulate: Annotated[int, Ge(1)] = 1  # parts that a batch is split into: less memory, the same gradient
+    lr: Annotated[float, Gt(0)] = 2e-3
+    warmup: Annotated[int, Ge(0)] = 1000  # images of the linear ramp of the rate
+    decay: Literal["constant", "cosine"] = "cosine"
+    betas: tuple[float, float] = (0.9, 0.99)  # of Adam
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    clip: Annotated[float, Gt(0)] = 1000.0  # largest norm of the gradient
+    ema_half_life: Annotated[int, Ge(0)] = 2000  # images, of the average of the weights; 0: no average
+    flip: bool = True  # mirror every image with probability one half
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = True  # memory layout
+    compile: bool = False  # the network, by torch.compile
+    rows: Annotated[int, Ge(1)] = 50  # of the curve: the number of host syncs of the run
+    save_seconds: Annotated[float, Ge(0)] = 60.0  # between saves of the resumable state
+    memory_mib: Annotated[int, Ge(0)] = 0  # most memory of a process; 0: as much as there is
+    preview_rows: Annotated[int, Ge(0)] = 10  # rows of the curve between grids of samples; 0: one at the end
+    validation: Annotated[int, Ge(0)] = 0  # last training images, held out to measure their loss; 0: none
+    patience: Annotated[int, Ge(0)] = 0  # rows without a smaller validation loss before the run ends; 0: all of them
+    rollbacks: Annotated[int, Ge(0)] = 0  # times that a fired guard goes back to an earlier state, at a lower rate
+
+    def __post_init__(self) -> None:
+        if self.batch % self.accumulate:
+            raise ValueError(f"accumulate = {self.accumulate} should divide the batch ({self.batch})")
+        if self.images < self.batch:
+            raise ValueError(f"images = {self.images} should be at least one batch ({self.batch})")
+        if self.patience and not self.validation:
+            raise ValueError(f"patience = {self.patience} needs validation images")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas = {list(self.betas)} should lie in [0, 1)")
+
+
+def settings(name: str, tree: dict[str, Any] | None = None) -> Train:
+    """How to train the family `name`: defaults, then `train:`, then `<family>.train:`, key by key.
+
+    Args:
+        tree: all parameters; by default those of params.yaml.
+
+    Raises:
+        UserError: one of the two blocks has an unknown key or a value out of its bounds.
+    """
+    tree = config.params() if tree is None else tree
+    shared = config.build(Train, asdict(Train()) | _block(tree, "train"), "train")
+    own = _block(_block(tree, name), "train", f"{name}.train")
+    return config.build(Train, asdict(shared) | own, f"{name}.train")
+
+
+def _block(tree: dict[str, Any], key: str, where: str | None = None) -> dict[str, Any]:
+    block = tree.get(key, {})
+    if not isinstance(block, dict):
+        raise UserError(f"{where or key} = {block!r} should be a mapping")
+    return block
+
+
+def lr_at(cfg: Train, seen: int) -> float:
+    """Learning rate as a function of the images seen: linear ramp, then constant or a half cosine down to zero."""
+    ramp = min(1.0, (seen + cfg.batch) / cfg.warmup) if cfg.warmup else 1.0
+    fall = 1.0
+    if cfg.decay == "cosine":
+        done = max(0, seen - cfg.warmup) / max(1, cfg.images - cfg.warmup)
+        fall = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return cfg.lr * ramp * fall
