@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """Something the user can fix. The message is one line, the cause and then the fix; stages print it and exit with 1."""
+    """Something the user can fix. The message is one line: the cause, then the fix. Stages print it and exit 1."""
