@@ -1,5 +1,5 @@
-"""The one error that a user is meant to read."""
+"""The error whose message is written for users."""
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one line: the cause, then the mend; stages print it and exit 1."""
+    """Something the user can fix. The message is one line: the cause, then the fix. Stages print it and exit 1."""

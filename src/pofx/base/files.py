@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside, flushed to the disk, renamed."""
+"""Atomic writes: to a temporary file, flushed to disk, then renamed."""
 
 import hashlib
 import json
@@ -14,10 +14,10 @@ import numpy as np
 
 @contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the name `path` only when the block ends without an error; nothing is left otherwise."""
+    """A binary file that gets the name `path` when the block ends without an error, and is removed otherwise."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")  # one name: what a killed process left is overwritten
+    part = path.with_name(f".{path.name}.part")  # a fixed name: leftovers of a killed process are overwritten
     try:
         with open(part, "wb") as file:
             yield file
@@ -25,7 +25,7 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # a full disk does not say for which file
+        if error.errno is not None and error.filename is None:  # a full disk names no file
             error.filename = str(path)
         raise
     finally:
@@ -33,7 +33,7 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_csv(path: Path, rows: list[dict[str, int | float]]) -> None:
-    """One line a dict, the keys of the first as the header; integers in full, the rest to six digits."""
+    """One line per dict, the keys of the first as header; integers in full, floats to six digits."""
     lines = [",".join(rows[0])] + [",".join(_short(row[k]) for k in rows[0]) for row in rows]
     with atomic(path) as file:
         file.write(("\n".join(lines) + "\n").encode())
@@ -54,7 +54,7 @@ def read_json(path: Path) -> Any:
 
 def write_npy(path: Path, array: np.ndarray) -> None:
     with atomic(path) as file:
-        # By way of write(): ndarray.tofile, which np.save takes on real files, hides the errno of a full disk.
+        # Through write(): ndarray.tofile, which np.save uses for real files, hides the errno of a full disk.
         np.save(SimpleNamespace(write=file.write), array, allow_pickle=False)
 
 

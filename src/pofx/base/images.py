@@ -1,4 +1,4 @@
-"""The one value range: uint8 on disk, [-1, 1] float in the models; and picture grids."""
+"""Value ranges (uint8 on disk, float in [-1, 1] in the models) and grids of images."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def to_uint8(x: Float[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:
 
 
 def grid(images: UInt8[np.ndarray, "n 3 h w"], columns: int, pad: int = 2, scale: int = 2) -> Image.Image:
-    """A picture of the images, row by row, with `pad` pixels of white between, enlarged `scale` times."""
+    """The images as one picture, row by row, with `pad` white pixels between them, enlarged `scale` times."""
     n, c, h, w = images.shape
     rows = -(-n // columns)
     sheet = np.full((rows * (h + pad) + pad, columns * (w + pad) + pad, c), 255, np.uint8)
@@ -33,6 +33,6 @@ def grid(images: UInt8[np.ndarray, "n 3 h w"], columns: int, pad: int = 2, scale
 
 
 def save_grid(images: UInt8[np.ndarray, "n 3 h w"], path: Path, columns: int = 10) -> None:
-    """`grid` as a PNG; the folder is made."""
+    """Write `grid` as a PNG, creating its folder."""
     with atomic(path) as file:
         grid(images, columns).save(file, "PNG", optimize=True)

@@ -6,13 +6,13 @@ from tqdm import tqdm
 
 
 class Bar(tqdm):
-    """tqdm with one line per interval where there is no terminal. Arguments are tqdm's."""
+    """tqdm, with one line per interval where there is no terminal. Takes tqdm's arguments."""
 
     def __init__(self, *args, **kwargs):
         self._tty = sys.stderr.isatty()
         every = 0.5 if self._tty else 15.0
         if not self._tty and not kwargs.get("leave", True):
-            kwargs["disable"] = True  # a bar within a bar: a log wants the outer one only
+            kwargs["disable"] = True  # nested bar: a log shows the outer one only
         super().__init__(
             *args, **{"mininterval": every, "dynamic_ncols": True, "smoothing": 0.1, "miniters": 1, **kwargs}
         )
@@ -24,7 +24,7 @@ class Bar(tqdm):
         return True
 
     def note(self, text: str) -> None:
-        """A line of its own beside the bar."""
+        """Print a line without breaking the bar."""
         if self._tty:
             self.clear()
         print(text, file=sys.stderr, flush=True)

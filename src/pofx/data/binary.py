@@ -1,7 +1,7 @@
-"""CIFAR-10's binary layout, which both data sets use, and what is computed from the images once.
+"""CIFAR-10's binary layout, which both data sets use, and statistics of the images.
 
-A file is a row of records of 3,073 bytes: the label, then 32x32 pixels of red, of green, of blue, row by row
-(https://www.cs.toronto.edu/~kriz/cifar.html). No header, so the size must be a multiple of 3,073.
+A file is a sequence of records of 3,073 bytes: the label, then the red, green and blue plane of 32x32 pixels, row by
+row (https://www.cs.toronto.edu/~kriz/cifar.html). There is no header, so the size must be a multiple of 3,073.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Images:
     Attributes:
         images: uint8 (N, 3, 32, 32).
         labels: int64 (N,), indices into `classes`.
-        factors: float32 (N, F), columns named by `factor_names`; empty where the data set has none.
+        factors: float32 (N, F), factors of variation, columns named by `factor_names`; empty where there are none.
     """
 
     name: str
@@ -84,7 +84,7 @@ def read_batch(
 
 
 def read(folder: Path) -> Images:
-    """The data set in a folder that `fetch.build` made; every file is checked against the counts in its meta.json."""
+    """The data set in a folder written by `download.build`; every file is checked against the counts in meta.json."""
     if not (folder / META).exists():
         raise UserError(f"{folder / META} is missing: run `dvc repro download`")
     meta = read_json(folder / META)
@@ -116,9 +116,8 @@ def take(data: Images, sizes: Preprocess) -> Images:
 def subset(available: int, n: int | None, where: str) -> Int64[np.ndarray, " n"]:
     """Indices of the images to keep, the first `n` (None: all) of one fixed shuffle.
 
-    Files may be sorted by class: after the shuffle, any first part of the set is a fair subset. It does not depend on
-    the parameter `seed`, so that runs with other seeds learn from the same images, and a small subset lies within a
-    larger one.
+    Files may be sorted by class; after the shuffle any prefix is a fair subset. The shuffle does not depend on the
+    parameter `seed`: runs with other seeds learn from the same images, and a small subset lies within a larger one.
     """
     n = available if n is None else n
     if not 1 <= n <= available:
@@ -127,26 +126,26 @@ def subset(available: int, n: int | None, where: str) -> Int64[np.ndarray, " n"]
 
 
 def histogram(images: UInt8[np.ndarray, "n 3 h w"]) -> Int64[np.ndarray, "3 256"]:
-    """How often each byte occurs in each channel."""
+    """Counts of each byte value in each channel."""
     counts = np.zeros((3, 256), np.int64)
-    for start in range(0, len(images), 1000):  # bincount makes int64 of its input: in blocks, to save memory
+    for start in range(0, len(images), 1000):  # in blocks: bincount converts its input to int64
         for c in range(3):
             counts[c] += np.bincount(images[start : start + 1000, c].reshape(-1), minlength=256)
     return counts
 
 
 def moments(counts: Int64[np.ndarray, "3 256"]) -> tuple[Float64[np.ndarray, "3"], Float64[np.ndarray, "3"]]:
-    """Mean and standard deviation of each channel on [0, 1], exact, from `histogram`."""
+    """Exact mean and standard deviation of each channel on [0, 1], from `histogram`."""
     levels, share = np.arange(256) / 255, counts / counts.sum(axis=1, keepdims=True)
     mean = share @ levels
     return mean, np.sqrt((share * (levels - mean[:, None]) ** 2).sum(axis=1))
 
 
 def summary(data: Images) -> dict:
-    """What metrics/data.json holds: the name, counts, and the training images' channel statistics on [0, 1].
+    """The content of metrics/data.json: name, counts, and channel statistics of the training images on [0, 1].
 
     Raises:
-        UserError: these are all the training images of CIFAR-10 but not with its statistics.
+        UserError: the data set is all of CIFAR-10, but its statistics are not.
     """
     mean, std = moments(histogram(data.images["train"]))
     if data.name == "cifar10" and len(data.images["train"]) == 50_000:
@@ -161,7 +160,7 @@ def summary(data: Images) -> dict:
 
 
 def check_cifar10(mean: Float64[np.ndarray, "3"], std: Float64[np.ndarray, "3"]) -> None:
-    """Raises UserError unless these are the known statistics (four decimals) of CIFAR-10's training images."""
+    """Raises UserError unless these are the published statistics (four decimals) of CIFAR-10's training images."""
     for what, got, known in (("mean", mean, CIFAR10_MEAN), ("standard deviation", std, CIFAR10_STD)):
         if np.abs(got - known).max() > 1e-4:
             raise UserError(

@@ -1,8 +1,8 @@
 """The embedded data set: one coloured, antialiased shape on a two-colour gradient, 32x32 RGB, from a seed.
 
-Every image is a function of its factors of variation, which are kept for metrics that need the truth (disentanglement).
-Factors are independent and uniform: shape, hue, size, rotation, centre x and y, background hue, gradient's direction.
-Rotation is drawn for the disc and the ring too, where it cannot be seen.
+Every image is a function of its factors of variation, which are saved for metrics of disentanglement. Factors are
+independent and uniform: shape, hue, size, rotation, centre x and y, background hue, direction of the gradient.
+Rotation is drawn for the disc and the ring too, where it is invisible.
 """
 
 import math
@@ -60,7 +60,7 @@ def render(f: Float32[np.ndarray, "n 8"]) -> UInt8[np.ndarray, "n 3 32 32"]:
 
 
 def _mask(shape: int, x: float, y: float, r: float, turn: float) -> Float64[np.ndarray, "32 32"]:
-    """Share of every pixel that the shape covers."""
+    """Coverage of every pixel by the shape, in 0..1."""
     sheet = Image.new("L", (SIDE * SUPER, SIDE * SUPER))
     draw = ImageDraw.Draw(sheet)
     kind = SHAPES[shape]
@@ -77,7 +77,7 @@ def _mask(shape: int, x: float, y: float, r: float, turn: float) -> Float64[np.n
 
 
 def _regular(n: int, *radii: float) -> list[tuple[float, float]]:
-    """Corners of a regular figure with `n` points whose corners lie in turn on circles of the given radii."""
+    """Corners of a regular figure with `n` points, on circles of the given radii in turn."""
     corners = []
     for k in range(n * len(radii)):
         r, a = radii[k % len(radii)], 2 * math.pi * k / (n * len(radii))
