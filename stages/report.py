@@ -15,7 +15,7 @@ PICTURES = ("strip", "ladder", "interpolation")
 
 def main(*options: str) -> None:
     models = config.value("models", tuple[str, ...])
-    got = metrics.read(models, Path("metrics"))
+    got = metrics.read(models, metrics.load(Path("metrics")))
     if not options:
         swept = config.value("sweep.models", tuple[str, ...])
         based = config.value("energy.models", tuple[str, ...])

@@ -1,10 +1,11 @@
-"""docs/results.html: all kept runs in one table and one chart, to compare data sets, scales and machines.
+"""Kept runs (results/<name>/), and docs/results.html: all of them in one table and one chart.
 
 Called by `python -m tools.results`. No library is embedded, unlike in the report: the page is small, and in git.
 """
 
 import math
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,65 +14,99 @@ from markupsafe import Markup
 from ruamel.yaml import YAML
 
 from pofx.base import files
-from pofx.report import metrics, page, plots, tables
+from pofx.report import metrics, notices, page, plots, tables
 from pofx.report.metrics import FLOOR
 from pofx.report.text import BLANK, text
 
 TEXTS = ("data", "scale", "row", "reference", "machine")
+NUMBERS = ("bpd", "train_seconds", "train_images_per_second")
+SCALES = r"(?:^|scale=|\s)(laptop|gpu|paper|hour|night)\b"
 
 
-def params(folder: Path) -> dict[str, Any]:
-    """The parameters of a kept run. Old runs may name sections that are gone: they are not checked."""
-    return YAML(typ="safe").load((folder / "params.yaml").read_text())
+class Run:
+    """One kept run.
+
+    Attributes:
+        card: when, where and from which code it comes, the command that wrote its parameters, and the keys that were
+            dropped since, with the reason.
+        files: its metrics files, as pofx.report.metrics.load reads them.
+        models: the families compared. The other parameters are not checked: an old run may name what is gone.
+    """
+
+    def __init__(self, folder: Path):
+        self.name, tree = folder.name, files.read_json(folder / "run.json")
+        self.card, self.files, self.curves = tree["card"], tree["metrics"], tree["curves"]
+        self.models = models((folder / "params.yaml").read_text())
+        self.pictures = {path.stem for path in folder.glob("*.png")}
+
+    @cached_property
+    def metrics(self) -> metrics.Metrics:
+        return metrics.read(self.models, self.files)
+
+    @cached_property
+    def board(self) -> pd.DataFrame:
+        return tables.leaderboard(self.models, self.metrics)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return self.files["data"]
+
+    @property
+    def energies(self) -> dict[str, Any]:
+        return self.files.get("energy", {})
+
+    @property
+    def scale(self) -> str:
+        named = re.search(SCALES, self.card["made"])
+        return named[1] if named else "unknown"
+
+    def further(self) -> dict[str, tuple[list[tables.Cells], str]]:
+        """Tables beside the leaderboard, those that this run has: heading -> cells, what is said of them."""
+        order = [row for row in self.board.index if row in metrics.rows(self.models, self.metrics)]
+        found = {
+            "Beyond the distance": (tables.beyond(order, self.metrics), notices.beyond_notice(self.metrics)),
+            "Codes and reconstructions": (tables.codes(order, self.metrics), ""),
+            "Energy": (tables.scores(self.energies), notices.scores_notice(self.energies)),
+        }
+        return {heading: part for heading, part in found.items() if part[0]}
 
 
-def models(folder: Path) -> tuple[str, ...]:
-    """The families that a run compared."""
-    return tuple(params(folder)["models"])
+def models(parameters: str) -> tuple[str, ...]:
+    """The families that a run compared, from the text of its params.yaml."""
+    return tuple(YAML(typ="safe").load(parameters)["models"])
 
 
-def composed(folder: Path) -> str:
-    """The command that wrote the run's parameters."""
-    return (folder / "params.yaml").read_text().partition("\n")[0].removeprefix("# composed by: ")
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
+def rows(run: Run) -> list[dict[str, Any]]:
     """What one kept run measured: a dictionary for its floor and each row, numbers as numbers and, under `shown`, as
     they are to be read."""
-    names = models(folder)
-    got = metrics.read(names, folder / "metrics")
-    found, board = metrics.table(names, got), tables.leaderboard(names, got)
-    owners, (fd, kid, _) = metrics.rows(names, got), metrics.distance_keys(got)
-    scale = re.search(r"\bscale=(\w+)", composed(folder))
-    told = {
-        "run": folder.name,
-        "data": files.read_json(folder / "metrics/data.json")["name"],
-        "scale": scale[1] if scale else "unknown",  # an old run that does not say how it was composed
-    }
+    got, values = run.metrics, metrics.table(run.models, run.metrics)
+    owners, (fd, kid, _) = metrics.rows(run.models, got), metrics.distance_keys(got)
     out = []
-    for row in board.index.intersection(["floor", *owners]):
-        p, known = got["protocol"][row], found.loc[row]
+    for row in run.board.index.intersection(["floor", *owners]):
+        protocol, family = got["protocol"][row], owners.get(row, "")
+        numbers = {"distance": fd, "kid": kid} | {key: key for key in NUMBERS}
         out.append(
-            told
-            | {"row": FLOOR if row == "floor" else row, "family": owners.get(row, ""), "n": p["n"]}
-            | {"reference": f"{p['reference']} ({fd})", "distance": known[fd], "kid": known[kid]}
-            | {key: known.get(key, math.nan) for key in ("bpd", "train_seconds", "train_images_per_second")}
-            | {"device": got["device"].get(owners.get(row), BLANK)}
-            | {"shown": board.loc[row].to_dict() | {"keys": (fd, kid)}}
-        )  # fmt: skip
+            {
+                **{"run": run.name, "data": run.data["name"], "scale": run.scale, "n": protocol["n"]},
+                **{"row": FLOOR if row == "floor" else row, "family": family},
+                "reference": f"{protocol['reference']} ({fd})",
+                **{name: values.loc[row].get(key, math.nan) for name, key in numbers.items()},
+                "device": got["device"].get(family, BLANK),
+                "shown": run.board.loc[row].rename({fd: "distance", kid: "kid"}).to_dict(),
+            }
+        )
     return out
 
 
 def cells(row: dict[str, Any]) -> tables.Cells:
     """A row of the table."""
     shown = row["shown"]
-    fd, kid = shown["keys"]
     plain = {key: (row[key], row[key]) for key in ("run", "data", "scale", "row")}
     return plain | {
         "N": (f"{row['n']:,}", row["n"]),
         "reference": (row["reference"], row["reference"]),
-        "Frechet distance": (shown[fd], row["distance"]),
-        "KID": (shown[kid], row["kid"]),
+        "Frechet distance": (shown["distance"], row["distance"]),
+        "KID": (shown["kid"], row["kid"]),
         "bits/dim": (shown["bits/dim"], row["bpd"]),
         "training": (shown["training"], row["train_seconds"]),
         "images/s": (shown["training img/s"], row["train_images_per_second"]),
@@ -79,25 +114,29 @@ def cells(row: dict[str, Any]) -> tables.Cells:
     }
 
 
-def html(folders: list[Path]) -> str:
-    """The page for the runs in these folders."""
-    found = [row for folder in folders for row in rows(folder)]
-    found.sort(key=lambda row: (row["data"], row["n"], row["reference"], row["distance"]))
-    found = _floors_once(found)
-    frame = pd.DataFrame([{k: v for k, v in row.items() if k != "shown"} for row in found])
+def html(kept: list[Run]) -> str:
+    """The page for these runs."""
+    listed = sorted((row for run in kept for row in rows(run)), key=lambda row: (*_comparable(row), row["distance"]))
+    listed = _floors_once(listed)
+    frame = pd.DataFrame([{k: v for k, v in row.items() if k != "shown"} for row in listed])
     # A family has the colour that it has in the report: by place in `models`, of the run with the most of them.
-    compared = sorted((models(folder) for folder in folders), key=len, reverse=True)
+    compared = sorted((run.models for run in kept), key=len, reverse=True)
     tints = {f: plots.colour(i) for i, f in enumerate(dict.fromkeys(f for names in compared for f in names))}
-    chart = Markup(plots.runs(frame, tints, FLOOR)) if found else ""
-    content = {"chart": chart, "rows": [cells(row) for row in found], "texts": TEXTS}
+    chart = Markup(plots.runs(frame, tints, FLOOR)) if listed else ""
+    content = {"chart": chart, "rows": [cells(row) for row in listed], "texts": TEXTS, "runs": kept}
     return page.template("results.html.j2", Path(__file__).parent).render(content | page.parts())
 
 
-def _floors_once(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _comparable(row: dict[str, Any]) -> tuple[str, int, str]:
+    """Distances of rows that agree in these may be compared."""
+    return row["data"], row["n"], row["reference"]
+
+
+def _floors_once(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same without the floors that several runs share but once, as that of any run."""
     seen, out = set(), []
-    for row in found:
-        key = (row["data"], row["n"], row["reference"], text(row["distance"]))  # machines differ in the last digits
+    for row in listed:
+        key = (*_comparable(row), text(row["distance"]))  # machines differ in the last digits
         if row["row"] != FLOOR:
             out.append(row)
         elif key not in seen:

@@ -28,18 +28,33 @@ LINES = {  # below the floor
 FLOOR = "test images (floor)"
 
 
-def read(models: tuple[str, ...], folder: Path) -> Metrics:
-    """All that a run measured, from its folder of metrics.
+def load(folder: Path) -> dict[str, Any]:
+    """Every metrics file below `folder`, by its path: {"train": {"vae": {...}}, "reference": {...}}."""
+    tree: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*.json")):
+        *folders, name = path.relative_to(folder).with_suffix("").parts
+        node = tree
+        for part in folders:
+            node = node.setdefault(part, {})
+        node[name] = read_json(path)
+    tree.pop("summary", None)  # made from the others
+    return tree
+
+
+def read(models: tuple[str, ...], tree: dict[str, Any]) -> Metrics:
+    """All that a run measured of its models and their rows, from `load`.
 
     Raises:
         UserError: a file is missing.
     """
-    parts = ("train/{}", "time/train_{}", "time/sample_{}", "fid/{}")
-    names = ["reference", *(part.format(f) for f in models for part in parts)]
-    try:
-        return merge(read_json(folder / f"{name}.json") for name in names)
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename} is missing: run `dvc repro` first") from None
+    parts = (("train", "{}"), ("time", "train_{}"), ("time", "sample_{}"), ("fid", "{}"))
+    paths = [(folder, name.format(f)) for f in models for folder, name in parts]
+    for folder, name in paths:
+        if name not in tree.get(folder, {}):
+            raise UserError(f"metrics/{folder}/{name}.json is missing: run `dvc repro` first")
+    if "reference" not in tree:
+        raise UserError("metrics/reference.json is missing: run `dvc repro` first")
+    return merge([tree["reference"], *(tree[folder][name] for folder, name in paths)])
 
 
 def merge(trees: Iterable[Metrics]) -> Metrics:

@@ -29,6 +29,7 @@ COLOURS = (
     "#a0714f",
 )  # by place in `models`
 STYLE = {"length": 3, "labelsize": 8, "colors": INK}
+LINES, EDGE = 5, 4  # of the grids of samples: lines, and pixels of white around (pofx.base.images.grid)
 NOT_TERMS = ("images", "loss", "grad_norm", "lr")
 
 
@@ -335,15 +336,23 @@ def runs(frame: pd.DataFrame, tints: dict[str, str], floor: str) -> str:
 
 
 def overview(grids: dict[str, Path], path: Path) -> None:
-    """The first row of every grid, one below the other under its name: what the data are, and what was made of them."""
-    figure = Figure(figsize=(8.2, 0.85 * len(grids)), layout="constrained")
-    for i, (name, grid) in enumerate(grids.items()):
-        ax = figure.add_subplot(len(grids), 1, i + 1)
-        picture = Image.open(grid)
-        ax.imshow(picture.crop((0, 0, picture.width, picture.height // 5)), interpolation="none")
-        ax.set_title(name, color=INK, fontsize=9, loc="left", pad=3)
-        ax.axis("off")
-    _save(figure, path)
+    """The first line of every grid, one below the other under its name."""
+    pictures = {name: Image.open(grid) for name, grid in grids.items()}
+    first = {name: p.crop((0, 0, p.width, (p.height - EDGE) // LINES + EDGE)) for name, p in pictures.items()}
+    sheet(first, path)
+
+
+def sheet(pictures: dict[str, Image.Image], path: Path) -> None:
+    """Pictures one below the other, each under its name; a pixel of theirs is one of the sheet."""
+    dpi, title = 100, 26
+    width, top = max(p.width for p in pictures.values()), sum(p.height + title for p in pictures.values())
+    height = top
+    figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi)
+    for name, picture in pictures.items():
+        figure.text(4 / width, (top - 0.6 * title) / height, name, color=INK, fontsize=9, va="center")
+        top -= title + picture.height
+        figure.figimage(np.asarray(picture.convert("RGB")), 0, top)
+    _save(figure, path, dpi)
 
 
 def _dress(ax: Axes, title: str) -> Axes:
@@ -378,6 +387,7 @@ def _zoom(ax: Axes, values: np.ndarray) -> None:
         ax.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, dpi: int = 130) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, transparent=True, metadata={"Software": None})
+    options = {"optimize": True}
+    figure.savefig(path, dpi=dpi, transparent=True, metadata={"Software": None}, pil_kwargs=options)
