@@ -25,7 +25,7 @@ class EnergyConfig:
     """What an energy network looks like: IGEBM's has 128, (1, 2, 4), 3, 1, spectral, 1."""
 
     channels: Annotated[int, Ge(1)] = 32  # width of the first stage
-    multipliers: Annotated[tuple[int, ...], MinLen(1)] = (1, 2, 4, 4)  # width of every stage, times it
+    multipliers: Annotated[tuple[int, ...], MinLen(1)] = (1, 2, 4, 4)  # of every stage; each halves an even side
     blocks: Annotated[int, Ge(1)] = 1  # residual blocks a stage; the first halves the side
     patch: Annotated[int, Ge(1)] = 2  # fold squares of pixels into channels first, which costs patch^2 times less
     spectral: bool = False  # bound every convolution by its spectral norm
@@ -42,18 +42,18 @@ class Energy(nn.Module):
         levels: whether the network is given a noise level.
 
     Raises:
-        UserError: the image cannot be halved so often.
+        UserError: the image cannot be folded, or halved for its scales.
     """
 
     def __init__(self, cfg: EnergyConfig, shape: Shape, levels: bool):
         super().__init__()
-        factor = cfg.patch * 2 ** (len(cfg.multipliers) + cfg.scales - 1)
-        if any(side % factor for side in shape[1:]):
+        colours, h, w = shape
+        if any(side % (cfg.patch * 2 ** (cfg.scales - 1)) for side in (h, w)):
             raise UserError(
-                f"ebm.net (multipliers, patch, scales) divides the side by {factor}, "
-                f"which images of {shape[1]}x{shape[2]} do not allow: take fewer multipliers"
+                f"ebm.net.patch = {cfg.patch} with scales = {cfg.scales} does not fit images of {h}x{w}: lower one"
             )
-        self.towers = nn.ModuleList(Tower(cfg, shape[0], levels) for _ in range(cfg.scales))
+        shapes = [(colours, h >> scale, w >> scale) for scale in range(cfg.scales)]
+        self.towers = nn.ModuleList(Tower(cfg, shape, levels) for shape in shapes)
 
     @property
     def deepest(self) -> nn.Module:
@@ -72,7 +72,7 @@ class Energy(nn.Module):
 class Tower(nn.Module):
     """The network at one scale."""
 
-    def __init__(self, cfg: EnergyConfig, colours: int, levels: bool):
+    def __init__(self, cfg: EnergyConfig, shape: Shape, levels: bool):
         super().__init__()
         wrap: Wrap = spectral_norm if cfg.spectral else lambda layer: layer
         channels, embedding = cfg.channels, 4 * cfg.channels if levels else 0
@@ -80,13 +80,16 @@ class Tower(nn.Module):
         if levels:
             self.embed = nn.Sequential(Fourier(channels, scale=1.0), nn.Linear(channels, embedding), nn.SiLU(),
                                        nn.Linear(embedding, embedding), nn.SiLU())  # fmt: skip
-        folded = colours * cfg.patch**2
+        folded = shape[0] * cfg.patch**2
         self.first = nn.Sequential(nn.PixelUnshuffle(cfg.patch), wrap(nn.Conv2d(folded, channels, 3, padding=1)))
         self.blocks, now = nn.ModuleList(), channels
+        sides = [side // cfg.patch for side in shape[1:]]
         for width in (channels * m for m in cfg.multipliers):
+            halved = all(side % 2 == 0 for side in sides)  # of a small image the last stages keep the side
             for k in range(cfg.blocks):
-                self.blocks.append(Block(now, width, embedding, shrink=k == 0, wrap=wrap))
+                self.blocks.append(Block(now, width, embedding, shrink=halved and k == 0, wrap=wrap))
                 now = width
+            sides = [side // 2 for side in sides] if halved else sides
         self.last = nn.Linear(embedding, now) if levels else nn.Linear(now, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"] | None) -> Float[Tensor, " b"]:
