@@ -10,10 +10,13 @@ from ruamel.yaml import YAML
 
 from pofx.base import config
 from pofx.data.sprites import generate
-from pofx.models import family
+from pofx.models import store
+from pofx.train.config import Train, settings
 from pofx.train.pool import Pool
 from pofx.train.state import Slot
 from tools import compose
+
+SHAPE = (3, 32, 32)  # of the images below
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -40,14 +43,24 @@ def defaults(*words: str) -> dict:
     return YAML(typ="safe").load(compose.text(list(words)))
 
 
-def small(name: str, *words: str, **train):
-    """The module of a family and its default config, or that of a preset, with a budget for tests."""
-    module = family.module(name)
-    cfg = config.build(module.Config, defaults(*words)[name], name)
-    cheap = {"n_sigmas": 4, "timesteps": 40, "levels": 4, "buffer": 128}
+def small(name: str, *words: str):
+    """The module of a family and its default config, or that of a preset, at sizes for tests."""
+    module = store.module(name)
+    section = {key: value for key, value in defaults(*words)[name].items() if key != "train"}
+    cfg = config.build(module.Config, section, name)
+    cheap = {"n_sigmas": 4, "timesteps": 40}
     cheap |= {"chain": 2} if getattr(cfg, "chain", 0) else {}
-    cfg = dataclasses.replace(cfg, **{k: v for k, v in cheap.items() if hasattr(cfg, k)})
-    budget = {
+    cfg = dataclasses.replace(cfg, **{key: value for key, value in cheap.items() if hasattr(cfg, key)})
+    if name == "ebm":
+        few = {"contrast": dataclasses.replace(cfg.contrast, buffer=128)}
+        few |= {"recovery": dataclasses.replace(cfg.recovery, levels=4)}
+        cfg = dataclasses.replace(cfg, **few)
+    return module, cfg
+
+
+def budget(name: str, *words: str, **changes) -> Train:
+    """How the family, or its preset, trains, for 32 images without anything beside."""
+    short = {
         "images": 32,
         "accumulate": 1,
         "batch": 8,
@@ -59,18 +72,19 @@ def small(name: str, *words: str, **train):
         "validation": 0,
         "patience": 0,
         "rollbacks": 0,
-    } | train
-    return module, dataclasses.replace(cfg, train=dataclasses.replace(cfg.train, **budget))
+    }
+    return dataclasses.replace(settings(name, defaults(*words)), **(short | changes))
 
 
-def build(module, cfg, seed: int = 0):
-    base = [build(*small(module.Model.needs))] if module.Model.needs else []  # untrained: enough for every contract
+def build(module, cfg, seed: int = 0, shape: tuple[int, int, int] = SHAPE):
+    needs = getattr(module, "NEEDS", None)
+    base = [build(*small(needs), shape=shape)] if needs else []  # untrained: enough for every contract
     torch.manual_seed(seed)
-    return module.Model(cfg, *base)
+    return module.Model(cfg, shape, *base)
 
 
-def pool(images: torch.Tensor, cfg, seed: int = 0) -> Pool:
-    return Pool(images, cfg.train.batch, seed, cfg.train.flip, cfg.train.validation)
+def pool(images: torch.Tensor, cfg: Train, seed: int = 0) -> Pool:
+    return Pool(images, cfg.batch, seed, cfg.flip, cfg.validation)
 
 
 def slot(folder, stage: str = "train") -> Slot:
