@@ -20,7 +20,8 @@ class Bar(tqdm):
     def display(self, msg=None, pos=None):
         if self._tty:
             return super().display(msg, pos)
-        print(msg if msg is not None else str(self), file=sys.stderr, flush=True)
+        if self.n > self.initial or msg is not None:  # a line that says 0% says nothing
+            print(msg if msg is not None else str(self), file=sys.stderr, flush=True)
         return True
 
     def note(self, text: str) -> None:
