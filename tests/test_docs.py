@@ -1,10 +1,13 @@
 """The hand-written pages: short, in the field's words, and true to the files that they name."""
 
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from tools import compose
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
@@ -19,6 +22,7 @@ OTHER_WORDS = re.compile(
     r"\b(rungs?|ladders?|earlier self|averaged self|how well images are known|images told apart)\b", re.IGNORECASE
 )
 SUFFIXES = (".py", ".md", ".yaml", ".toml", ".ipynb", ".txt", ".j2", ".lock")
+ROWS = {"vae-mixture", "ebm-fresh", "ddpm-guided", "edm-guided", "edm-fast", "edm-ddim"}  # of the report
 OUTPUTS = ("data/", "models/", "samples/", "features/", "report/", "runs/", "metrics/", "plots/")  # of the pipeline
 
 
@@ -101,12 +105,29 @@ def test_files_that_are_named_exist(name):
 
 
 def commands(pattern: str) -> list[str]:
-    return [found for name in NAMES for found in re.findall(pattern, written(name))]
+    return sorted({found for name in NAMES for found in re.findall(pattern, written(name))})
+
+
+@pytest.mark.parametrize("words", commands(r"python -m tools\.compose(?: --flags)?((?: [\w.=-]+)*)"))
+def test_compositions_of_the_pages_compose(words):
+    compose.text(shlex.split(words))
+
+
+@pytest.mark.parametrize("setting", commands(r"-S '?[+~]*([\w.]+=[\w.]+)"))
+def test_settings_of_the_pages_are_accepted(setting):
+    compose.text([setting])
+
+
+def test_presets_that_are_named_exist():
+    presets = {path.stem for path in (ROOT / "presets").glob("*.yaml")}
+    named = set(commands(r"`((?:vae|ebm|ncsn|ddpm|edm)-[a-z0-9]+)`"))
+    assert named - presets <= ROWS
+    assert {preset for preset in presets if "-" in preset} <= named, "a preset that no page describes"
 
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(commands(r"`make (\w+)") + commands(r"(?m)^make (\w+)")):
+    for target in commands(r"(?m)(?:^|`)make (\w+)"):
         assert re.search(rf"(?m)^{target}\b[^=]*:", makefile), f"make {target}"
 
 
