@@ -178,7 +178,7 @@ class Model(Family):
         if self.training:
             slots = torch.randperm(len(self.buffer), device=device)[: n * dist.parts()]
         else:  # nothing is put back, and a batch may be larger than the buffer
-            slots = torch.randint(len(self.buffer), (n,), device=device)
+            slots = rng.randint(len(self.buffer), n, device=device)
         start = to_model(self.buffer[dist.rows(slots)])
         if self.cfg.augment and self.training:
             start = torch.where(_chance(self.cfg.augment, start), augmented(start), start)
