@@ -4,6 +4,7 @@ models/F/, features/train.npy, data/*.npy, metrics/data.json -> metrics/energy/F
 stages.energy FAMILY`.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -13,10 +14,10 @@ import torch
 from stages import RUNS, run
 from pofx.base import config, files, machine
 from pofx.models import family
-from pofx.base.errors import UserError
 from pofx.base.images import save_grid
-from pofx.base.rng import BLOCK, Noise, fold
-from pofx.score import colour, distances, drawing, energy, extractor
+from pofx.base.rng import Noise, fold
+from pofx.score import colour, distances, drawing, energy, extractor, measures
+from pofx.score.batches import Batches
 
 ROWS, COLUMNS, DRAWS, SIGMAS = 6, 10, 3, (0.2, 0.4)  # of the pictures
 IMAGES = 64  # behind the numbers beside them
@@ -26,23 +27,18 @@ def main(name: str) -> None:
     fid, seed, device = config.section("fid", extractor.Fid), config.value("seed", int), machine.device()
     own = config.section(f"sample.{name}", family.module(name).Sample)
     draws = family.draws(name, own)
-    if any(how.batch < 1 or how.batch % BLOCK for how in draws.values()):
-        raise UserError(f"sample.{name}.batch should be a multiple of {BLOCK}, in every row")
     # Key by key, without the list of models: another family in it does not concern this one.
-    told = {"n": config.value("energy.n", int), "images": config.value("energy.images", int)}
-    told |= {"chains": config.value("energy.chains", tuple[int, ...])}
-    cfg = config.build(energy.Energy, {"models": [name], **told}, "energy")
-    train, test, reference = (
-        np.load("data/train.npy"),
-        np.load("data/test.npy"),
-        distances.Target(np.load("features/train.npy")),
-    )
-    size, n = min(fid.kid_subset_size, cfg.n, len(test)), min(cfg.images, len(train), len(test))
-    distances.check_subset(size, cfg.n, len(reference))
-    model = family.load(Path(f"models/{name}"), device)
+    values = {"n": config.value("energy.n", int), "images": config.value("energy.images", int)}
+    values |= {"chains": config.value("energy.chains", tuple[int, ...])}
+    cfg = config.build(energy.Energy, {"models": [name], **values}, "energy")
+    train, test = np.load("data/train.npy"), np.load("data/test.npy")
+    reference, n = distances.Target(np.load("features/train.npy")), min(cfg.images, len(train), len(test))
+    fid = dataclasses.replace(fid, kid_subset_size=min(fid.kid_subset_size, cfg.n, len(test)))  # the same for all rows
+    distances.check_subset(fid.kid_subset_size, cfg.n, len(reference))
+    model, batches = family.load(Path(f"models/{name}"), device), Batches(own.batch, device)
 
     def energies(images: np.ndarray) -> np.ndarray:
-        return energy.energies(model, images, own.batch, device)
+        return energy.energies(model, images, batches)
 
     data = files.read_json(Path("metrics/data.json"))["name"]
     scores = energy.scores(energies, test[:n], energy.outsiders(test[:n], train, data, fold(seed, "outsiders")))
@@ -69,11 +65,12 @@ def main(name: str) -> None:
     real = {"row": "test images", "chain": None}  # as many as there are samples, or all
     rows, drawn = [real, *rows], [test[: cfg.n], *drawn]
     net = extractor.build(fid, RUNS / "weights", RUNS.parent, device)
-    drawing.score(rows, drawn, net, reference, fid, seed, "chains")
-    for row, found in zip(drawing.accepted(rows), drawn, strict=True):
-        row |= {"saturated": colour.saturated(found), "energy": energies(found).mean()}
-    protocol = {"reference": f"train, {len(reference):,} images", "extractor": net.name, "kid_subsets": fid.kid_subsets}
-    protocol |= {"kid_subset_size": size, "test_images": n, "chance": energy.chance(n), "device": machine.name(device)}
+    yardstick = measures.Reference(net, fid, seed, reference)
+    drawing.score(yardstick, rows, drawn, "chains")
+    for row, images in zip(drawing.accepted(rows), drawn, strict=True):
+        row |= {"saturated": colour.saturated(images), "energy": energies(images).mean()}
+    protocol = yardstick.protocol(cfg.n) | {"test_images": n, "chance": energy.chance(n)}
+    protocol["device"] = machine.name(device)
     record = {"n": cfg.n, "keys": net.keys, "protocol": protocol, **scores, "rows": rows, "chain": own.chain}
     record |= {"inpainting": inpainted, "restoring": restored}
     files.write_json(Path(f"metrics/energy/{name}.json"), record)

@@ -9,7 +9,6 @@ measured. `python -m stages.fid FAMILY`.
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,8 @@ from pofx.models import family
 from pofx.base.images import save_grid
 from pofx.base.rng import fold
 from pofx.score import codes, colour, cost, distances, extractor, likelihood, measures, probe, trained
+from pofx.score.distances import Target
+from pofx.score.measures import Metrics
 
 SHOWN, NEIGHBOURS = 8, 5  # samples with their neighbours
 
@@ -28,47 +29,42 @@ def main(name: str) -> None:
     ways = family.draws(name, config.section(f"sample.{name}", family.module(name).Sample))
     bits = config.section("likelihood", likelihood.Likelihood)
     model = family.load(Path(f"models/{name}"), device)
-    reference, unseen = (distances.Target(np.load(f"features/{split}.npy")) for split in ("train", "test"))
-    train, every = np.load("data/train.npy", mmap_mode="r"), np.load("data/test.npy")
-    colours = colour.means(train)
+    train, test = np.load("data/train.npy", mmap_mode="r"), np.load("data/test.npy")
+    reference, unseen = (Target(np.load(f"features/{split}.npy")) for split in ("train", "test"))
     seeds, drawn = config.value("sample.seeds", int), {row: np.load(f"samples/{name}/{row}.npy") for row in ways}
     n = len(drawn[name])
     distances.check_subset(cfg.kid_subset_size, n, len(reference))
 
     net = extractor.build(cfg, RUNS / "weights", RUNS.parent, device)
+    yardstick = measures.Yardstick(net, cfg, seed, reference, unseen, colour.means(train))
     stems = {row: family.stems(row, seeds) for row in ways}
     features = {
-        stem: net.features(np.load(f"samples/{name}/{stem}.npy"), cfg.batch, stem)
-        for row in ways
-        for stem in stems[row]
+        stem: yardstick.features(np.load(f"samples/{name}/{stem}.npy"), stem) for row in ways for stem in stems[row]
     }
-    back = trained.returned(model, every[:n], net, cfg.batch)
+    back = trained.returned(model, test[:n], yardstick)
     if not dist.first():
         return  # the features take longest, the rest is one process's
     card = files.read_json(Path(f"models/{name}/model.json"))
     base = {card["base"]["family"]: card["base"]["config"]} if "base" in card else {}  # trained before, and part of it
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Metrics] = {}
     for row, how in ways.items():
-        rows[row] = measures.against_train(drawn[row], features[row], reference, colours, net.keys, cfg, seed)
-        rows[row] |= measures.against_test(features[row], reference, unseen, net.keys, cfg, seed)
-        further = [features[stem] for stem in stems[row][1:]]
-        rows[row] |= measures.over_seeds(rows[row], further, reference, net.keys, cfg, seed)
+        rows[row] = yardstick.against_train(drawn[row], features[row]) | yardstick.against_test(features[row])
+        rows[row] |= yardstick.over_seeds(rows[row], (features[stem] for stem in stems[row][1:]))
         rows[row] |= cost.gflop(model, how, device)
-        told = {key: value for key, value in dataclasses.asdict(how).items() if key != "also"}
-        protocol = measures.protocol(features[row], reference, unseen, net, cfg, seeds)
-        rows[row] |= {"protocol": protocol, "config": base | {name: card["config"], f"sample.{name}": told}}
+        rows[row]["protocol"] = yardstick.row_protocol(n, seeds)
+        own = {key: value for key, value in dataclasses.asdict(how).items() if key != "also"}
+        rows[row]["config"] = base | {name: card["config"], f"sample.{name}": own}
         files.write_npy(Path(f"features/{name}/{row}.npy"), features[row])
-        if row == name:
-            shown = {"neighbours": neighbours(drawn[row], features[row], reference.vectors, train)}
 
-    found, told, pictures = trained.evaluate(model, every[:n], back, net, reference, bits, cfg.batch, seed)
+    metrics, protocol, pictures = trained.evaluate(model, test[:n], back, yardstick, bits)
     with np.load("data/labels.npz") as labels:
-        given = (train, every), dict(labels), config.section("probe", probe.Probe), cfg.batch, device, seed
+        data = trained.Labelled(train, test, dict(labels))
     random = family.untrained(Path(f"models/{name}"), fold(seed, "init"), device)
-    known, probed = trained.understanding(model, random, *given)
-    rows[name] |= found | known | {"protocol": rows[name]["protocol"] | told | probed}
-    shown |= pictures
-    for picture, (images, columns) in shown.items():
+    understood, probed = trained.understanding(model, random, data, config.section("probe", probe.Probe), yardstick)
+    rows[name] |= metrics | understood
+    rows[name]["protocol"] |= protocol | probed
+    pictures["neighbours"] = neighbours(drawn[name], features[name], reference.vectors, train)
+    for picture, (images, columns) in pictures.items():
         save_grid(images, Path(f"plots/fid/{name}/{picture}.png"), columns)
     files.write_json(Path(f"metrics/fid/{name}.json"), measures.by_metric(rows))
 

@@ -7,8 +7,8 @@ Gaussians are drawn from again, and further test images are scored in the floor'
 a linear probe of the images themselves.
 """
 
+import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from pofx.base import config, files, machine
 from pofx.base.errors import UserError
 from pofx.base.rng import fold
 from pofx.score import baselines, colour, distances, extractor, measures, probe
+from pofx.score.distances import Target
+from pofx.score.measures import Metrics
 
 
 def main() -> None:
@@ -29,30 +31,27 @@ def main() -> None:
     distances.check_subset(cfg.kid_subset_size, n, cfg.n_reference)
 
     net = extractor.build(cfg, RUNS / "weights", RUNS.parent, machine.device())
-    reference = distances.Target(net.features(train[: cfg.n_reference], cfg.batch, "train"))
-    floor = distances.Target(net.features(test[:n], cfg.batch, "test"))
-    colours = colour.means(train)
-    one, other = reference.vectors[:half], distances.Target(reference.vectors[half : 2 * half])
+    reference = Target(net.features(train[: cfg.n_reference], cfg.batch, "train"))
+    floor = Target(net.features(test[:n], cfg.batch, "test"))
+    yardstick = measures.Yardstick(net, cfg, seed, reference, floor, colour.means(train))
     fit = seeds if seeds * n <= len(test) else 1  # other test images stand for other draws, where there are enough
-    rows: dict[str, dict[str, Any]] = {
-        "floor": measures.against_train(test[:n], floor.vectors, reference, colours, net.keys, cfg, seed)
-        | {"protocol": measures.protocol(floor, reference, floor, net, cfg, fit) | {"keys": net.keys}},
-        "halves": measures.against_train(train[:half], one, other, colours[half : 2 * half], net.keys, cfg, seed)
-        | measures.against_test(one, other, floor, net.keys, cfg, seed)
-        | {"protocol": measures.protocol(one, other, floor, net, cfg, 1, "other images")},
-    }
-    parts = (net.features(test[k * n : (k + 1) * n], cfg.batch, f"test, part {k + 1}") for k in range(1, fit))
-    rows["floor"] |= measures.over_seeds(rows["floor"], parts, reference, net.keys, cfg, seed)
+    rows: dict[str, Metrics] = {"floor": yardstick.against_train(test[:n], floor.vectors)}
+    parts = (yardstick.features(test[k * n : (k + 1) * n], f"test, part {k + 1}") for k in range(1, fit))
+    rows["floor"] |= yardstick.over_seeds(rows["floor"], parts)
+    rows["floor"]["protocol"] = yardstick.row_protocol(n, fit) | {"keys": net.keys}
+
+    one, other = reference.vectors[:half], reference.vectors[half : 2 * half]
+    halves = dataclasses.replace(yardstick, train=Target(other), colours=yardstick.colours[half : 2 * half])
+    rows["halves"] = halves.against_train(train[:half], one) | halves.against_test(one)
+    rows["halves"]["protocol"] = halves.row_protocol(half, 1, "other images")
 
     gaussians = baselines.Gaussians(train)
     for name, images in gaussians.draw(asked, fold(seed, "baselines")).items():
-        features = net.features(images, cfg.batch, name)
-        rows[name] = measures.against_train(images, features, reference, colours, net.keys, cfg, seed)
-        rows[name] |= measures.against_test(features, reference, floor, net.keys, cfg, seed)
-        others = (gaussians.draw(asked, fold(seed, "baselines", k), name)[name] for k in range(1, seeds))
-        parts = (net.features(images, cfg.batch, name) for images in others)
-        rows[name] |= measures.over_seeds(rows[name], parts, reference, net.keys, cfg, seed)
-        rows[name] |= {"protocol": measures.protocol(features, reference, floor, net, cfg, seeds)}
+        features = yardstick.features(images, name)
+        rows[name] = yardstick.against_train(images, features) | yardstick.against_test(features)
+        further = (gaussians.draw(asked, fold(seed, "baselines", k), name)[name] for k in range(1, seeds))
+        rows[name] |= yardstick.over_seeds(rows[name], (yardstick.features(images, name) for images in further))
+        rows[name]["protocol"] = yardstick.row_protocol(asked, seeds)
     for name, (bits, error) in gaussians.bits(test).items():
         rows[name] |= {"bpd": bits, "bpd_stderr": error}
         rows[name]["protocol"]["bpd_images"] = len(test)
@@ -61,8 +60,8 @@ def main() -> None:
 
     with np.load("data/labels.npz") as labels:
         task = probe.take(config.section("probe", probe.Probe), train, test, labels)
-    accuracy, told = probe.pixels(task)
-    rows["pixels"] = accuracy | {"protocol": {"n": told["probe_test"]} | told}
+    accuracy, protocol = probe.pixels(task)
+    rows["pixels"] = accuracy | {"protocol": {"n": protocol["probe_test"]} | protocol}
 
     files.write_npy(Path("features/train.npy"), reference.vectors)
     files.write_npy(Path("features/test.npy"), floor.vectors)

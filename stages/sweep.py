@@ -4,6 +4,7 @@ models/F/, features/train.npy, data/test.npy -> metrics/sweep/F.json, plots/deno
 FAMILY`.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from pofx.base import config, files, machine
 from pofx.models import family
 from pofx.base.errors import UserError
 from pofx.base.images import save_grid
-from pofx.base.rng import BLOCK, Noise, fold
-from pofx.score import denoising, distances, drawing, extractor, sweep
+from pofx.base.rng import Noise, fold
+from pofx.score import denoising, distances, drawing, extractor, measures, sweep
 
 ROWS, COLUMNS, LEVELS, STEPS = 6, 10, 16, 20  # of the pictures; of the errors; of the interpolation
 
@@ -27,15 +28,13 @@ def main(name: str) -> None:
     if model.sigma_range is None:
         raise UserError(f"{name} is no denoiser, there is nothing to sweep: take it out of sweep.models")
     own = config.section(f"sample.{name}", family.module(name).Sample)
-    if own.batch < 1 or own.batch % BLOCK:
-        raise UserError(f"sample.{name}.batch = {own.batch} should be a multiple of {BLOCK}")
     # Key by key, without the list of models: another family in it does not concern this one.
-    told = {"n": config.value("sweep.n", int), "samplers": config.value("sweep.samplers", tuple[str, ...])}
-    told |= {"steps": config.value("sweep.steps", tuple[int, ...])}
-    cfg = config.build(sweep.Sweep, {"models": [name], **told}, "sweep")
+    values = {"n": config.value("sweep.n", int), "samplers": config.value("sweep.samplers", tuple[str, ...])}
+    values |= {"steps": config.value("sweep.steps", tuple[int, ...])}
+    cfg = config.build(sweep.Sweep, {"models": [name], **values}, "sweep")
     test, reference = np.load("data/test.npy"), distances.Target(np.load("features/train.npy"))
-    size = min(fid.kid_subset_size, cfg.n)  # as in drawing.score
-    distances.check_subset(size, cfg.n, len(reference))
+    fid = dataclasses.replace(fid, kid_subset_size=min(fid.kid_subset_size, cfg.n))
+    distances.check_subset(fid.kid_subset_size, cfg.n, len(reference))
     images = torch.from_numpy(test[: own.batch]).to(device)
 
     def noise(use: str, n: int) -> Noise:
@@ -54,9 +53,9 @@ def main(name: str) -> None:
     save_grid(between, folder / "interpolation.png", columns=COLUMNS)
 
     net = extractor.build(fid, RUNS / "weights", RUNS.parent, device)
-    drawing.score(rows, drawn, net, reference, fid, seed, "sweep")
-    protocol = {"reference": f"train, {len(reference):,} images", "extractor": net.name, "kid_subsets": fid.kid_subsets}
-    protocol |= {"kid_subset_size": size, "test_images": len(images), "device": machine.name(device)}
+    yardstick = measures.Reference(net, fid, seed, reference)
+    drawing.score(yardstick, rows, drawn, "sweep")
+    protocol = yardstick.protocol(cfg.n) | {"test_images": len(images), "device": machine.name(device)}
     record = {"n": cfg.n, "keys": net.keys, "protocol": protocol, "sigma_range": model.sigma_range, "rows": rows}
     record |= {"levels": levels, "strip": along, "ladder": shown}
     files.write_json(Path(f"metrics/sweep/{name}.json"), record)

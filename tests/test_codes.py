@@ -11,6 +11,7 @@ from pofx.models.family import Family
 from pofx.models.vae import latent
 from pofx.sample.interpolation import lerp, slerp
 from pofx.score import codes
+from pofx.score.batches import Batches
 
 CPU = torch.device("cpu")
 SCALE = 8.0  # standard deviations of the prior in a pixel's one
@@ -54,11 +55,11 @@ def images() -> np.ndarray:
 
 
 def test_a_unit_that_does_not_move_is_not_in_use(images):
-    mean, log_var = codes.posterior(Linear(), images, 7, CPU)
+    mean, log_var = codes.posterior(Linear(), images, Batches(7, CPU))
     assert mean.shape == log_var.shape == (24, 4)
     assert latent.active(mean).tolist() == [True, True, True, False]
     assert latent.kl(mean, log_var).mean(0).argmax() == 3, "but it has the largest KL"
-    assert codes.posterior(build(*small("ebm")), images, 7, CPU) is None
+    assert codes.posterior(build(*small("ebm")), images, Batches(7, CPU)) is None
 
 
 def test_kl_is_that_of_the_library():
@@ -70,7 +71,7 @@ def test_kl_is_that_of_the_library():
 
 def test_a_traversal_moves_one_unit_alone_and_the_largest_kl_comes_first(images):
     values = [-2.0, 0.0, 1.0]
-    mean, log_var = codes.posterior(Linear(), images, 24, CPU)
+    mean, log_var = codes.posterior(Linear(), images, Batches(24, CPU))
     got = shown_codes(codes.traversals(Linear(), mean, log_var, values, 10)).view(3, 3, 4)
     for row, unit in enumerate((1, 2, 0)):
         want = mean[0].repeat(3, 1)
@@ -81,14 +82,14 @@ def test_a_traversal_moves_one_unit_alone_and_the_largest_kl_comes_first(images)
 
 def test_a_collapsed_code_has_no_traversals(images):
     same = images[:1].repeat(6, 0)
-    mean, log_var = codes.posterior(Linear(), same, 6, CPU)
+    mean, log_var = codes.posterior(Linear(), same, Batches(6, CPU))
     assert len(codes.traversals(Linear(), mean, log_var, [0.0], 10)) == 0
-    shown = codes.pictures(Linear(), same, same, 6, CPU)
+    shown = codes.pictures(Linear(), same, same, Batches(6, CPU))
     assert {name: columns for name, (_, columns) in shown.items()} == {"reconstructions": 6, "interpolations": 12}
 
 
 def test_interpolations_start_and_end_at_codes_between_their_images(images):
-    mean, _ = codes.posterior(Linear(), images, 24, CPU)
+    mean, _ = codes.posterior(Linear(), images, Batches(24, CPU))
     picture = codes.interpolations(Linear(), mean, images, 2, 7).reshape(2, 2, 7, 3, 32, 32)
     for pair in range(2):
         for way in range(2):
@@ -112,7 +113,7 @@ def test_reconstructions_stand_below_their_images(images):
 @pytest.mark.parametrize("name", ["vae", "vqvae", "vqprior"])
 def test_a_family_has_the_pictures_of_its_code(name, sprites):
     model, few = build(*small(name)).eval(), sprites[:5].numpy()
-    shown = codes.pictures(model, few, few, 2, CPU)
+    shown = codes.pictures(model, few, few, Batches(2, CPU))
     gaussian = {"interpolations"} if name == "vae" else set()
     assert set(shown) - {"traversals"} == {"reconstructions"} | gaussian
     for picture, columns in shown.values():

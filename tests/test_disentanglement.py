@@ -11,7 +11,9 @@ from torch import nn
 
 from pofx.base.errors import UserError
 from pofx.data import sprites
+from pofx.models.family import Family
 from pofx.score import disentanglement
+from pofx.score.batches import Batches
 from tools import tradeoff
 
 N = 1200
@@ -23,23 +25,30 @@ def factors() -> np.ndarray:
     return sprites.factors(N, seed=3, split=0)
 
 
-class Coder(nn.Module):
+class Coder(Family):
     """Gives the codes of the images in their turn."""
 
     def __init__(self, codes: np.ndarray):
         super().__init__()
-        self.codes, self.at = torch.from_numpy(codes).float(), 0
+        self.net, self.at = nn.Identity(), 0
+        self.codes = torch.from_numpy(codes).float()
+
+    def forward(self, x):
+        raise NotImplementedError
+
+    def sample(self, noise, cfg):
+        raise NotImplementedError
 
     def encode(self, x):
         part = self.codes[self.at : self.at + len(x)]
-        self.at += len(x)
+        self.at += len(x) if len(x) > 1 else 0
         return part, torch.zeros_like(part)
 
 
 def score(codes: np.ndarray, factors: np.ndarray) -> dict[str, float]:
     images = np.zeros((len(codes), 3, 4, 4), np.uint8)
     names = list(sprites.FACTORS)
-    return disentanglement.evaluate(Coder(codes), images, factors, names, 500, CPU, 0)
+    return disentanglement.evaluate(Coder(codes), images, disentanglement.Factors(factors, names), Batches(500, CPU), 0)
 
 
 def test_the_scores_tell_a_perfect_code_from_a_rotated_one_and_from_noise(factors):
@@ -76,8 +85,8 @@ def test_the_rotation_does_not_count(factors):
 
 
 def test_nothing_is_said_of_families_without_a_code_or_of_few_images(factors):
-    images, names = np.zeros((N, 3, 32, 32), np.uint8), [str(i) for i in range(8)]
-    assert disentanglement.evaluate(build(*small("ebm")), images, factors, names, 25, CPU, 0) == {}
+    images, truth = np.zeros((N, 3, 32, 32), np.uint8), disentanglement.Factors(factors, list(sprites.FACTORS))
+    assert disentanglement.evaluate(build(*small("ebm")), images, truth, Batches(25, CPU), 0) == {}
     assert score(np.zeros((9, 2)), factors[:9]) == {}
 
 

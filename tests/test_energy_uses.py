@@ -17,6 +17,7 @@ from pofx.base.rng import Noise
 from pofx.models import family
 from pofx.models.ebm import ebm
 from pofx.score import energy
+from pofx.score.batches import Batches
 from stages import energy as stage
 from tools import compose
 
@@ -74,7 +75,7 @@ def test_scores_of_a_known_energy(sprites):
     """Of E = |x|^2 grey is the likeliest image of all: blends come nearer to it, noise does not."""
     images = sprites.numpy()
     sets = {"grey": np.full_like(images, 128), "ends": np.full_like(images, 255), "same": images}
-    found = energy.scores(lambda x: energy.energies(Bowl(), x, 50, CPU), images, sets)
+    found = energy.scores(lambda x: energy.energies(Bowl(), x, Batches(50, CPU)), images, sets)
     assert [row["auroc"] for row in found["auroc"]] == [0.0, 1.0, 0.5]
     assert found["test_energy"] == pytest.approx(to_model(sprites).square().sum((1, 2, 3)).mean().item(), rel=1e-5)
 
@@ -87,11 +88,11 @@ def test_a_family_without_energy_and_energies_that_are_not_finite_are_refused(sp
     with pytest.raises(NotImplementedError):
         plain.restore(to_model(sprites[:2]), 0.1, Noise(0, 0, 2), OWN)
     with pytest.raises(UserError, match=r"take it out of energy\.models"):
-        energy.energies(plain, sprites.numpy(), 64, CPU)
+        energy.energies(plain, sprites.numpy(), Batches(64, CPU))
     bowl = Bowl()
     bowl.energy = lambda x: x.sum((1, 2, 3)) / 0
     with pytest.raises(UserError, match="not finite"):
-        energy.energies(bowl, sprites.numpy(), 64, CPU)
+        energy.energies(bowl, sprites.numpy(), Batches(64, CPU))
 
 
 def test_outsiders_are_what_they_are_called(sprites):

@@ -6,17 +6,23 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import build, small
 from scipy.integrate import solve_ivp
 from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 
+from pofx.base import rng
 from pofx.base.errors import UserError
 from pofx.base.images import to_model
+from pofx.base.rng import Noise
 from pofx.models import schedules as noise
+from pofx.models.denoiser import Denoiser
 from pofx.score import likelihood
+from pofx.score.batches import Batches
 from pofx.score.likelihood import BIN, Likelihood
 
 CPU = torch.device("cpu")
+BATCHES = Batches(4, CPU)
 LINEAR = noise.preserving("linear", 1000)
 S = 0.2  # standard deviation of the Gaussian data
 ENTROPY = 0.5 * math.log2(2 * math.pi * math.e * S**2) - math.log2(BIN)  # bits per dimension on the grey levels
@@ -31,6 +37,20 @@ def no_grad():
 def gaussian(s: float, m: float = 0.0):
     """The exact denoiser of N(m, s^2) data."""
     return lambda x, sigma: (s**2 * x + sigma**2 * m) / (s**2 + sigma**2)
+
+
+class Known(Denoiser):
+    """A denoiser that is a function."""
+
+    def __init__(self, function, levels: np.ndarray):
+        super().__init__(nn.Identity(), 0.0, 0)
+        self.function, self.ladder, self.sigma_range = function, levels, (float(levels[-1]), float(levels[0]))
+
+    def forward(self, x):
+        raise NotImplementedError
+
+    def denoise(self, x, sigma, net=None):
+        return self.function(x, sigma)
 
 
 def grey(n: int, shape=(3, 8, 8)) -> torch.Tensor:
@@ -147,11 +167,10 @@ def test_the_probe_is_unbiased_for_a_jacobian_off_the_diagonal():
 
 
 def test_flow_dequantises_and_does_not_depend_on_the_batch():
-    x, runs = grey(64), []
-    for batch in (64, 10):
-        torch.manual_seed(1)
-        runs.append(likelihood.flow(gaussian(S), (0.002, 80.0), x, 16, batch))
+    x, model = grey(64), Known(gaussian(S), np.array([80.0, 0.002]))
+    runs = [likelihood.flow(model, x, 16, batch, 1) for batch in (64, 10)]
     assert torch.allclose(*runs, atol=1e-4)
+    assert torch.allclose(likelihood.flow(model, x[:20], 16, 20, 1), runs[0][:20], atol=1e-4), "nor on other images"
     assert runs[0].mean().item() == pytest.approx(ENTROPY, abs=4 * runs[0].std().item() / 8 + 0.001)
 
 
@@ -160,9 +179,37 @@ def test_flow_dequantises_and_does_not_depend_on_the_batch():
 
 def bound(denoise, ladder, x, terms=None, batch=32, seed=1) -> tuple[float, float]:
     """Mean over the images, and its standard error."""
-    torch.manual_seed(seed)
-    rows = likelihood.bound(denoise, ladder, x, terms, batch)
+    rows = likelihood.bound(Known(denoise, ladder), x, terms, batch, seed)
     return rows.mean().item(), rows.std().item() / math.sqrt(len(x))
+
+
+def clipped_posterior(ladder: np.ndarray) -> np.ndarray:
+    """Variances of p(x_{t-1}|x_t), t = 1..T, word by word as openai/guided-diffusion computes them from beta_t."""
+    alphas_cumprod = 1 / (1 + ladder[::-1] ** 2)
+    alphas_cumprod_prev = np.append(1.0, alphas_cumprod[:-1])
+    betas = 1 - alphas_cumprod / alphas_cumprod_prev
+    posterior_variance = betas * (1.0 - alphas_cumprod_prev) / (1.0 - alphas_cumprod)
+    return np.append(posterior_variance[1], posterior_variance[1:])
+
+
+@pytest.mark.parametrize("ladder", [LINEAR, noise.preserving("cosine", 50), np.array([3.0, 0.5, 0.1])])
+def test_the_last_variance_is_that_of_the_published_codes(ladder):
+    want, beta_1 = clipped_posterior(ladder), ladder[-1] ** 2 / (1 + ladder[-1] ** 2)
+    assert likelihood.last_variance(ladder) == pytest.approx(want[0], rel=1e-9)
+    assert want[0] == pytest.approx(want[1]) and want[0] < beta_1
+
+
+def test_the_bound_ends_with_that_variance():
+    """A denoiser that is off by a constant, of which the last step alone sees the variance: beta_1 costs otherwise."""
+    x, ladder, off = grey(3), np.array([0.3, 0.2, 0.1]), 0.05
+    got = likelihood.bound(Known(lambda noisy, sigma: (x - off).clamp(-1, 1), ladder), x, None, 3, 0)
+    v, kept = ladder**2, 1 / (1 + ladder[0] ** 2)
+    dims = x[0].numel()
+    steps = 0.5 * (1 / v[2] - 1 / v[0]) * (x - (x - off).clamp(-1, 1)).double().square().flatten(1).sum(1)
+    noisy = Normal(math.sqrt(kept) * x.double(), math.sqrt(1 - kept))
+    prior = kl_divergence(noisy, Normal(0.0, 1.0)).flatten(1).sum(1)
+    last = likelihood.decoder(x, (x - off).clamp(-1, 1), math.sqrt(clipped_posterior(ladder)[0])).flatten(1).sum(1)
+    assert torch.allclose(got, (prior + steps - last) / (dims * math.log(2)), rtol=1e-5)
 
 
 def on_paper(ladder: np.ndarray) -> float:
@@ -172,10 +219,11 @@ def on_paper(ladder: np.ndarray) -> float:
     steps = (0.5 * (1 / v[1:] - 1 / v[:-1]) * error[:-1]).sum()
     kept = 1 / (1 + v[0])
     prior = 0.5 * (kept * S**2 + (1 - kept) - 1 - math.log(1 - kept))
-    # E -log of the bin's probability: over x0 - D ~ N(0, error), under N(0, beta_1)
-    off = torch.linspace(-8, 8, 4001, dtype=torch.float64) * math.sqrt(error[-1])
-    decoder = Normal(0.0, math.sqrt(v[-1] / (1 + v[-1])))
-    cost = -(decoder.cdf(off + BIN / 2) - decoder.cdf(off - BIN / 2)).log()
+    # E -log of the bin's probability: over x0 - D ~ N(0, error), under N(0, beta~_2)
+    off = torch.linspace(-8, 0, 4001, dtype=torch.float64) * math.sqrt(error[-1])  # the lower tail, which is exact
+    std = math.sqrt(clipped_posterior(ladder)[0])
+    low, high = (torch.special.erfc(-(off + edge) / std / math.sqrt(2)) / 2 for edge in (-BIN / 2, BIN / 2))
+    cost = -(high - low).log()
     weight = Normal(0.0, math.sqrt(error[-1])).log_prob(off).exp()
     return (prior + steps + ((cost * weight).sum() / weight.sum()).item()) / math.log(2)
 
@@ -187,14 +235,12 @@ def test_bound_of_gaussian_data_is_that_on_paper(terms):
     assert mean == pytest.approx(on_paper(LINEAR), abs=4 * error)
 
 
-def test_bound_closes_on_the_entropy_as_the_ladder_grows_finer():
-    """The linear ladder's gap, 0.6 bits, comes from its first steps: noise doubles there, and the small variance costs
-    half of (r - 1 - log r) nats where the noise variance grows by r."""
-    gaps = [
-        on_paper(ladder) - ENTROPY for ladder in (LINEAR, *(noise.geometric(157.0, 0.01, n) for n in (1000, 10_000)))
-    ]
-    assert 0.7 > gaps[0] > gaps[1] > gaps[2] > 0
-    assert gaps[2] < 0.01
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_bound_comes_nearer_to_the_entropy_with_more_steps(schedule):
+    """The gap comes from the first steps: noise doubles there, and the small variance costs half of (r - 1 - log r)
+    nats where the noise variance grows by r."""
+    gaps = [on_paper(noise.preserving(schedule, n)) - ENTROPY for n in (100, 1000, 4000)]
+    assert 1.5 > gaps[0] > gaps[1] + 0.2 > gaps[2] + 0.3 > 0.3
 
 
 def test_a_useless_denoiser_has_a_finite_and_larger_bound():
@@ -205,41 +251,39 @@ def test_a_useless_denoiser_has_a_finite_and_larger_bound():
 def test_the_prior_term_is_the_divergence_from_a_standard_normal():
     """A denoiser that knows the image leaves only the two ends; a short ladder makes the first one large."""
     x, ladder = grey(4), np.array([2.0, 0.5, 0.1])
-    torch.manual_seed(0)
-    got = likelihood.bound(lambda noisy, sigma: x, ladder, x, None, 4)
+    got = likelihood.bound(Known(lambda noisy, sigma: x, ladder), x, None, 4, 0)
     kept = 1 / (1 + ladder[0] ** 2)
     noisy = Normal(math.sqrt(kept) * x.double(), math.sqrt(1 - kept))
-    nats = kl_divergence(noisy, Normal(0.0, 1.0)) - likelihood.decoder(x, x, 0.1)
+    std = math.sqrt(clipped_posterior(ladder)[0])
+    nats = kl_divergence(noisy, Normal(0.0, 1.0)) - likelihood.decoder(x, x, std)
     assert torch.allclose(got, nats.flatten(1).sum(1) / (x[0].numel() * math.log(2)))
     assert (nats > 0).all()
 
 
 @pytest.mark.parametrize("mean", [-1.0, -0.403, 0.003, 1.0])
-@pytest.mark.parametrize("sigma", [0.003, 0.01, 0.3])
-def test_the_decoder_is_a_distribution_over_grey_levels(mean, sigma):
+@pytest.mark.parametrize("std", [0.003, 0.01, 0.3])
+def test_the_decoder_is_a_distribution_over_grey_levels(mean, std):
     x = to_model(torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1).expand(256, 3, 1, 1))
-    rows = likelihood.decoder(x, torch.full_like(x, mean), sigma)
+    rows = likelihood.decoder(x, torch.full_like(x, mean), std)
     assert rows.isfinite().all(), "no grey level is impossible"
     assert rows.exp().sum(0).flatten().tolist() == pytest.approx([1, 1, 1], abs=1e-5)
-    if sigma < 0.1:  # a wide one leaves most to the open ends
+    if std < 0.1:  # a wide one leaves most to the open ends
         assert rows[:, 0, 0, 0].argmax() == round((mean + 1) * 127.5)
 
 
 def test_weights_of_the_terms_have_expectation_one():
     share = np.array([0.5, 0.3, 0.15, 0.04, 0.01])
-    torch.manual_seed(0)
-    weights = likelihood.stratified(share, 20_000, 4)
+    weights = likelihood.stratified(share, Noise(0, 0, 20_000), 4)
     assert np.allclose((weights * share[:, None] * 4).sum(0), 4), "so many terms for every image"
     assert weights.mean(1) == pytest.approx(np.ones(5), abs=0.25)
     assert (weights[0] == 1).all(), "half of the strata lie on the first level"
-    assert (likelihood.stratified(share, 3, None) == 1).all() and (likelihood.stratified(share, 3, 5) == 1).all()
+    assert all((likelihood.stratified(share, Noise(0, 0, 3), terms) == 1).all() for terms in (None, 5))
 
 
 def test_the_standard_error_is_that_of_repeated_measurements():
     """Images are independent of each other, though many share an evaluation."""
     x, ladder = grey(1, (3, 2, 2)).expand(8, 3, 2, 2), noise.geometric(50.0, 0.05, 40)
-    torch.manual_seed(0)
-    runs = torch.stack([likelihood.bound(gaussian(S), ladder, x, 3, 8) for _ in range(200)])
+    runs = torch.stack([likelihood.bound(Known(gaussian(S), ladder), x, 3, 8, seed) for seed in range(200)])
     stated = runs.std(1).square().mean().sqrt() / math.sqrt(8)
     assert runs.mean(1).std().item() == pytest.approx(stated.item(), rel=0.2)
 
@@ -247,25 +291,27 @@ def test_the_standard_error_is_that_of_repeated_measurements():
 # --- evaluate
 
 
-class Stub(nn.Module):
+class Stub(Known):
     """A family whose forward gives `bpd`, and whose denoiser is that of N(0, S^2)."""
 
-    ladder, sigma_range = noise.preserving("linear", 100), (0.01, 60.0)
-
     def __init__(self, kind: str | None, bad: float = 0.0):
-        super().__init__()
+        super().__init__(gaussian(S), noise.preserving("linear", 100))
+        self.sigma_range = (0.01, 60.0)
         self.likelihood, self.bad, self.sizes = kind, bad, []
         self.weight = nn.Parameter(torch.ones(()))
 
     def forward(self, x):
         assert not self.training and not torch.is_grad_enabled() and x.min() >= -1 and x.max() <= 1
         self.sizes.append(len(x))
-        loss = x.mean((1, 2, 3)) + 0.1 * torch.randn(len(x)) + self.bad
+        loss = x.mean((1, 2, 3)) + 0.1 * rng.batch(torch.randn, len(x)) + self.bad
         return {"loss": loss, "extra": loss.sum(), "bpd": loss + 5}
 
-    def denoise(self, x, sigma):
+    def denoise(self, x, sigma, net=None):
         assert not self.training
-        return self.weight * gaussian(S)(x, sigma)
+        return self.weight * super().denoise(x, sigma)
+
+    def log_weights(self, x, k):
+        return rng.batch(torch.randn, k, len(x), dim=1) + x.mean((1, 2, 3))
 
 
 CFG = Likelihood(images=6, importance=3, terms=5, ode_steps=8)
@@ -277,41 +323,58 @@ def pictures(n: int) -> np.ndarray:
 
 def test_test_loss_is_a_mean_over_all_images_and_bits_over_the_first():
     x, stub = pictures(10), Stub("forward").train()
-    got = likelihood.evaluate(stub, x, 4, CPU, 3, CFG)
+    got = likelihood.evaluate(stub, x, BATCHES, CFG, 3)
     assert stub.sizes == [4, 4, 2]
     assert got["test_loss"] == pytest.approx(x.mean() / 127.5 - 1, abs=0.2)
-    first = likelihood.evaluate(
-        Stub("forward"), x, 4, CPU, 3, Likelihood(images=20, importance=3, terms=None, ode_steps=1)
-    )
+    first = likelihood.evaluate(Stub("forward"), x, BATCHES, Likelihood(20, 3, None, 1), 3)
     assert first["test_loss"] == got["test_loss"] and first["bpd"] == pytest.approx(got["test_loss"] + 5, abs=1e-5)
     assert got["bpd"] != first["bpd"]
     assert 0.01 < got["bpd_stderr"] < 0.2
 
 
-@pytest.mark.parametrize("kind", ["forward", "bound", "flow"])
+KINDS = ["forward", "importance", "bound", "flow"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_bits_repeat_and_have_an_error(kind):
     x = pictures(10)
-    got = likelihood.evaluate(Stub(kind), x, 4, CPU, 3, CFG)
-    assert list(got) == ["test_loss", "bpd", "bpd_stderr"]
-    assert got == likelihood.evaluate(Stub(kind), x, 4, CPU, 3, CFG)
-    assert got["bpd"] != likelihood.evaluate(Stub(kind), x, 4, CPU, 4, CFG)["bpd"]
+    got = likelihood.evaluate(Stub(kind), x, BATCHES, CFG, 3)
+    weighted = ["bpd_iw", "bpd_iw_stderr"] if kind == "importance" else []
+    assert list(got) == ["test_loss", "bpd", "bpd_stderr", *weighted]
+    torch.manual_seed(7)
+    assert got == likelihood.evaluate(Stub(kind), x, BATCHES, CFG, 3)
+    assert got["bpd"] != likelihood.evaluate(Stub(kind), x, BATCHES, CFG, 4)["bpd"]
     if kind == "flow":
         assert got["bpd"] == pytest.approx(ENTROPY, abs=4 * got["bpd_stderr"] + 0.1)
     if kind == "bound":
-        assert got["bpd"] == pytest.approx(on_paper(Stub.ladder), abs=4 * got["bpd_stderr"])
+        assert got["bpd"] == pytest.approx(on_paper(noise.preserving("linear", 100)), abs=4 * got["bpd_stderr"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_batch_decides_nothing(kind):
+    x, cfg = pictures(70), Likelihood(images=66, importance=3, terms=5, ode_steps=8)
+    one, other = (likelihood.evaluate(Stub(kind), x, Batches(size, CPU), cfg, 3) for size in (25, 64))
+    assert one == pytest.approx(other, rel=1e-5, abs=1e-5)
+
+
+def test_the_batch_decides_nothing_of_any_family(name, sprites):
+    """Every family draws its random numbers through pofx.base.rng, in evaluation too."""
+    model, cfg = build(*small(name)), Likelihood(images=26, importance=3, terms=2, ode_steps=1)
+    one, other = (likelihood.evaluate(model, sprites[:28].numpy(), Batches(n, CPU), cfg, 3) for n in (25, 64))
+    assert one == pytest.approx(other, rel=1e-3, abs=1e-3)
 
 
 def test_no_likelihood_is_an_honest_blank():
-    assert list(likelihood.evaluate(Stub(None), pictures(3), 4, CPU, 0, CFG)) == ["test_loss"]
+    assert list(likelihood.evaluate(Stub(None), pictures(3), BATCHES, CFG, 0)) == ["test_loss"]
 
 
 def test_a_diverged_model_is_a_user_error():
     with pytest.raises(UserError, match="loss on test images is not finite"):
-        likelihood.evaluate(Stub(None, bad=float("nan")), pictures(3), 4, CPU, 0, CFG)
+        likelihood.evaluate(Stub(None, bad=float("nan")), pictures(3), BATCHES, CFG, 0)
     rough = Stub("flow")
     rough.weight.fill_(float("inf"))
     with pytest.raises(UserError, match="bits per dimension are not finite"):
-        likelihood.evaluate(rough, pictures(3), 4, CPU, 0, CFG)
+        likelihood.evaluate(rough, pictures(3), BATCHES, CFG, 0)
 
 
 @pytest.mark.parametrize("change", [{"images": 1}, {"importance": 0}, {"terms": 0}, {"ode_steps": 0}])

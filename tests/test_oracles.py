@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pofx.base import config
 from pofx.base.images import to_model, to_uint8
-from pofx.base.rng import BLOCK, Noise, fold
 from pofx.models.pixels import gaussian
 from pofx.models.unet import Inverted, Shape, UNet
 from tools import compose
@@ -121,18 +120,3 @@ def test_bytes_survive_the_round_trip():
     assert torch.equal(to_uint8(to_model(x)), x)
     assert (to_model(x).min(), to_model(x).max()) == (-1, 1)
     assert to_uint8(torch.full((1, 3, 2, 2), 7.0)).unique().tolist() == [255]
-
-
-def test_noise_is_a_function_of_the_image_index():
-    whole = Noise(1, 0, 3 * BLOCK).normal(5)
-    assert torch.equal(Noise(1, BLOCK, 2 * BLOCK).normal(5), whole[BLOCK : 2 * BLOCK])
-    assert torch.equal(Noise(1, 0, 10).normal(5), whole[:10])
-    assert not torch.equal(Noise(2, 0, 10).normal(5), whole[:10])
-    assert whole.std().item() == pytest.approx(1, abs=0.1)
-    with pytest.raises(ValueError, match="multiple of 64"):
-        Noise(1, 10, 20)
-
-
-def test_seeds_fold_to_the_same_number_on_every_machine():
-    assert fold(0, "epoch", 3) == 2259207091418452794
-    assert fold(0, "epoch", 3) != fold(0, "epoch", 4)

@@ -9,6 +9,7 @@ from pofx.base.errors import UserError
 from pofx.base.images import to_model
 from pofx.models import family
 from pofx.score import probe
+from pofx.score.batches import Batches
 
 CPU = torch.device("cpu")
 
@@ -157,6 +158,6 @@ def test_a_trained_encoder_differs_from_its_floor(sprites):
         def features(self, x):
             return torch.randn(len(x), 16, generator=torch.Generator().manual_seed(0))
 
-    found, told = probe.evaluate(Knows(), Random(), task, 64, CPU)
+    found, told = probe.evaluate(Knows(), Random(), task, Batches(64, CPU))
     assert found["linear_probe"] > 0.9 > 0.75 > found["linear_probe_random"]
     assert told["probe_layer"] == Knows.layer and told["probe_features"] == 16

@@ -17,6 +17,7 @@ from pofx.models.denoiser import Denoiser
 from pofx.sample.samplers import Sample
 from pofx.score import denoising, distances, drawing, sweep
 from pofx.score.extractor import Extractor, Fid
+from pofx.score.measures import Reference
 
 MEAN, STD = 0.2, 0.3
 OWN = Sample(
@@ -157,7 +158,7 @@ def test_images_that_are_not_finite_are_a_blank():
     model.denoise = lambda x, sigma: x / 0
     rows, drawn = sweep.draw(model, OWN, CFG, 0, CPU)
     assert not drawn and {r["refused"] for r in rows} == {"values that are not finite"}
-    drawing.score(rows, drawn, SPREADS, distances.Target(np.zeros((4, 3), np.float32)), FID, 0, "sweep")
+    drawing.score(reference(np.zeros((4, 3), np.float32)), rows, drawn, "sweep")
     assert all("fd" not in r for r in rows)
 
 
@@ -170,11 +171,15 @@ FID = Fid("efficientnet_lite0", None, "0" * 8, 200, 64, 3, 500)
 SPREADS = Extractor("spread of each colour", ("fd", "kid", "kid_std"), 3, Spreads(), CPU)
 
 
+def reference(features: np.ndarray) -> Reference:
+    return Reference(SPREADS, FID, 0, distances.Target(features))
+
+
 def test_distances_stand_in_the_rows_that_were_drawn():
     real = to_uint8(MEAN + STD * Noise(9, 0, 200).normal(3, 32, 32)).numpy()
     rows, drawn = sweep.draw(Gaussian(), OWN, CFG, 0, CPU)
     rows.insert(1, {"own": False, "sampler": "x", "steps": 2, "denoise": True, "refused": "why"})
-    drawing.score(rows, drawn, SPREADS, distances.Target(SPREADS.features(real, 64, "real")), FID, 0, "sweep")
+    drawing.score(reference(SPREADS.features(real, 64, "real")), rows, drawn, "sweep")
     assert "fd" not in rows[1]
     assert all({"fd", "kid", "kid_std"} <= row.keys() for row in rows[:1] + rows[2:])
     far = {row["steps"]: row["fd"] for row in rows if row["sampler"] == "ddim"}

@@ -22,7 +22,8 @@ from pofx.models.vae import perceptual as networks
 from pofx.models.vae.perceptual import Perceptual
 from pofx.models.vae.vae import Config, Features
 from pofx.models.vae.vae import Sample as Draw
-from pofx.score import likelihood, reconstruction
+from pofx.score import likelihood
+from pofx.score.batches import Batches
 from tools import compose
 
 SMALL = {"channels": (8, 8, 8), "latent": 8}
@@ -224,7 +225,7 @@ def linear_gaussian(wide: float, shift: float = 0.0, **change):
 def test_the_weighted_bound_lies_between_elbo_and_likelihood_and_tends_to_it():
     model, x, exact = linear_gaussian(wide=1.5, shift=0.2)
     torch.manual_seed(0)
-    nats = {k: -likelihood.weighted(model.log_weights, x, k, 256) * DIMS * math.log(2) for k in (1, 10, 5000)}
+    nats = {k: -likelihood.weighted(model.log_weights, x, k, 256, 0) * DIMS * math.log(2) for k in (1, 10, 5000)}
     means = [nats[k].mean().item() for k in (1, 10, 5000)]
     assert means[0] < means[1] < means[2] < exact.mean().item() + 0.02
     assert means[2] == pytest.approx(exact.mean().item(), abs=0.02) and means[0] < exact.mean().item() - 0.3
@@ -250,14 +251,15 @@ def test_training_on_k_codes_is_the_bound_of_burda(sprites):
 def test_evaluation_states_both_bounds(sprites):
     model, images = vae(**SMALL), sprites[:6].numpy()
     cfg = likelihood.Likelihood(images=4, importance=20, terms=None, ode_steps=1)
-    row = likelihood.evaluate(model, images, 3, torch.device("cpu"), 0, cfg)
+    batches = Batches(3, torch.device("cpu"))
+    row = likelihood.evaluate(model, images, batches, cfg, 0)
     parts = ["bpd_prior", "bpd_decoder"]
     assert list(row) == ["test_loss", "bpd", "bpd_stderr", "bpd_iw", "bpd_iw_stderr", *parts]
     assert row["bpd"] == pytest.approx(sum(row[part] for part in parts)) and row["bpd_prior"] > 0
-    assert row["bpd_iw"] < row["bpd"] and row == likelihood.evaluate(model, images, 3, torch.device("cpu"), 0, cfg)
+    assert row["bpd_iw"] < row["bpd"] and row == likelihood.evaluate(model, images, batches, cfg, 0)
 
 
-# --- monitors and reconstructions
+# --- monitors
 
 
 def test_monitor_of_a_known_posterior(sprites, capsys):
@@ -283,30 +285,6 @@ def test_a_code_in_use_is_no_warning(sprites, capsys):
     model.encode = lambda x: (x.flatten(1)[:, 1000:1008], torch.zeros(len(x), 8))
     model.monitor(sprites)
     assert not capsys.readouterr().err
-
-
-def test_reconstruction_metrics(sprites):
-    """A constant error of 0.1 on a range of 2 has 20 log10(20) dB; SSIM is 1 for equal images and falls with noise."""
-    device, images = torch.device("cpu"), sprites[:6].numpy()
-
-    class Stub(nn.Module):
-        def __init__(self, error):
-            super().__init__()
-            self.error = error
-
-        def reconstruct(self, x):
-            return x - self.error * x.sign() * torch.ones_like(x)
-
-    def score(error):
-        return reconstruction.evaluate(images, reconstruction.reconstruct(Stub(error), images, 4, device))
-
-    row = score(0.1)
-    assert row["recon_psnr"] == pytest.approx(20 * math.log10(20), abs=0.01)
-    assert score(1e-4)["recon_ssim"] == pytest.approx(1, abs=1e-3)
-    assert score(0.9)["recon_ssim"] < row["recon_ssim"] < 1
-    flat, steep = (reconstruction.evaluate(images, k * to_model(torch.from_numpy(images)).numpy()) for k in (0.5, 0.9))
-    assert flat["recon_sharpness"] == pytest.approx(0.5) and steep["recon_sharpness"] == pytest.approx(0.9)
-    assert reconstruction.reconstruct(build(*small("ebm")), images, 4, device) is None
 
 
 # --- ex-post density

@@ -13,6 +13,7 @@ from pofx.base.rng import Noise
 from pofx.models import family
 from pofx.models.vqprior.causal import PixelCNN, Transformer
 from pofx.models.vqvae.codebook import Codebook, perplexity
+from pofx.score.batches import Batches
 from pofx.score.likelihood import Likelihood, evaluate
 from pofx.train.loop import train
 
@@ -249,7 +250,7 @@ def test_usage_is_counted_over_all_images(sprites):
 
 def test_the_score_tells_codes_from_pixels(sprites):
     model, cfg = vqprior(base=vqvae(sprites)), Likelihood(images=20, importance=1, terms=None, ode_steps=1)
-    row = evaluate(model, sprites[:30].numpy(), 8, torch.device("cpu"), 0, cfg)
+    row = evaluate(model, sprites[:30].numpy(), Batches(8, torch.device("cpu")), cfg, 0)
     assert row["bpd"] == pytest.approx(row["bpd_prior"] + row["bpd_decoder"], rel=1e-6)
     assert row["bpd_prior"] == pytest.approx(64 * 4 / D, rel=1e-6)  # untrained
     assert row["test_loss"] == pytest.approx(64 * math.log(16), rel=1e-6)

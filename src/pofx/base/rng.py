@@ -1,7 +1,8 @@
-"""Randomness as a function of (seed, step) in training, of (seed, image index) in sampling: no hidden state to save."""
+"""Randomness as a function of (seed, step) in training, of (seed, image index) elsewhere: no hidden state to save."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -21,11 +22,16 @@ def fold(*numbers: int | str) -> int:
 
 
 def batch(draw: Callable[..., Tensor], *shape: int, dim: int = 0, **like: Any) -> Tensor:
-    """Random numbers of a training step: `draw(shape)`, such as torch.randn, by the global generator.
+    """Random numbers of a batch: `draw(shape)`, such as torch.randn, by the global generator or within `per_image`.
 
     Where several processes share a batch, all draw the numbers of all its images and take their own, so that an image
     is given the same ones whatever the number of processes. `dim` is the dimension of the images.
     """
+    if _noise is not None:
+        if shape[dim] != len(_noise):
+            raise ValueError(f"numbers for {shape[dim]} images were asked for, {len(_noise)} have noise of their own")
+        numbers = _noise.draw(draw, *shape[:dim], *shape[dim + 1 :], dtype=like.get("dtype"))
+        return numbers.movedim(0, dim)
     shape = (*shape[:dim], shape[dim] * dist.parts(), *shape[dim + 1 :])
     return dist.rows(draw(shape, **like), dim)
 
@@ -37,11 +43,15 @@ def randint(high: int, n: int, **like: Any) -> Int64[Tensor, " n"]:
 
 def randn_like(x: Tensor) -> Tensor:
     """As torch.randn_like, by `batch`."""
+    if _noise is not None:
+        return batch(torch.randn, *x.shape, dtype=x.dtype)
     return dist.rows(torch.randn_like(_whole(x)))
 
 
 def rand_like(x: Tensor) -> Tensor:
     """As torch.rand_like, by `batch`."""
+    if _noise is not None:
+        return batch(torch.rand, *x.shape, dtype=x.dtype)
     return dist.rows(torch.rand_like(_whole(x)))
 
 
@@ -72,21 +82,23 @@ class Noise:
     """Random numbers for the images start..stop of an endless sequence.
 
     Every block of 64 images has a generator of its own, so image i is the same whatever the batch size and however many
-    images are asked for, at the speed of the native generator.
+    images are asked for, at the speed of the native generator. Whole blocks are drawn: a start at a multiple of 64
+    wastes nothing.
 
     Args:
         seed: names the sequence.
-        start: index of the first image, a multiple of BLOCK.
+        start: index of the first image.
         stop: index after the last image.
         device: where the numbers are drawn.
     """
 
     def __init__(self, seed: int, start: int, stop: int, device: torch.device | str = "cpu"):
-        if start % BLOCK or stop <= start:
-            raise ValueError(f"images {start}..{stop}: the first must be a multiple of {BLOCK}, the range not empty")
+        if stop <= start:
+            raise ValueError(f"images {start}..{stop}: there is none")
         self.start, self.stop, self.device = start, stop, torch.device(device)
         self.blocks = [
-            torch.Generator(device).manual_seed(fold(seed, "noise", first)) for first in range(start, stop, BLOCK)
+            torch.Generator(device).manual_seed(fold(seed, "noise", first))
+            for first in range(start - start % BLOCK, stop, BLOCK)
         ]
 
     def __len__(self) -> int:
@@ -94,12 +106,31 @@ class Noise:
 
     def normal(self, *shape: int) -> Float[Tensor, "n ..."]:
         """Standard normal numbers of shape (len(self), *shape)."""
-        return self._draw(torch.randn, shape)
+        return self.draw(torch.randn, *shape)
 
     def uniform(self, *shape: int) -> Float[Tensor, "n ..."]:
         """Uniform numbers in [0, 1) of shape (len(self), *shape)."""
-        return self._draw(torch.rand, shape)
+        return self.draw(torch.rand, *shape)
 
-    def _draw(self, kind, shape: tuple[int, ...]) -> Tensor:
-        rows = [kind(BLOCK, *shape, generator=g, device=self.device) for g in self.blocks]
-        return (rows[0] if len(rows) == 1 else torch.cat(rows))[: len(self)]
+    def draw(self, draw: Callable[..., Tensor], *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Numbers of shape (len(self), *shape), by `draw`: torch.randn or another function of a shape."""
+        blocks = [draw((BLOCK, *shape), generator=g, device=self.device, dtype=dtype) for g in self.blocks]
+        first = self.start % BLOCK
+        return (blocks[0] if len(blocks) == 1 else torch.cat(blocks))[first : first + len(self)]
+
+
+_noise: Noise | None = None  # see `per_image`
+
+
+@contextmanager
+def per_image(noise: Noise) -> Iterator[None]:
+    """Within the block every image of a batch has its own numbers, those of `noise` in place of the global generator's.
+
+    What is measured of an image then depends neither on the batch size nor on the images beside it.
+    """
+    global _noise
+    before, _noise = _noise, noise
+    try:
+        yield
+    finally:
+        _noise = before

@@ -5,10 +5,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from pofx.base.images import to_model, to_uint8
+from pofx.base.images import to_uint8
 from pofx.models.family import Family
 from pofx.models.vae import latent
 from pofx.sample.interpolation import lerp, slerp
+from pofx.score.batches import Batches
 
 Images = UInt8[np.ndarray, "n 3 h w"]
 Picture = UInt8[np.ndarray, "_ 3 h w"]
@@ -18,7 +19,7 @@ COLUMNS, UNITS, PAIRS = 12, 10, 5  # of the pictures; rows of traversals; pairs 
 VALUES = np.linspace(-2.5, 2.5, 11).tolist()  # of a unit in traversals, in standard deviations of the prior
 
 
-def pictures(model: Family, images: Images, again: Images, batch: int, device: torch.device) -> dict[str, Sheet]:
+def pictures(model: Family, images: Images, again: Images, batches: Batches) -> dict[str, Sheet]:
     """Reconstructions of the first `images`; of a Gaussian code also traversals, if a unit is in use over all of them,
     and interpolations.
 
@@ -26,13 +27,14 @@ def pictures(model: Family, images: Images, again: Images, batch: int, device: t
         again: what comes back of `images`.
     """
     columns = min(COLUMNS, len(images))
-    found = {"reconstructions": (reconstructions(images, again, columns, PAIRS), columns)}
-    if (code := posterior(model, images, batch, device)) is not None:
+    sheets = {"reconstructions": (reconstructions(images, again, columns, PAIRS), columns)}
+    if (code := posterior(model, images, batches)) is not None:
         mean, log_var = code
         moved = traversals(model, mean, log_var, VALUES, UNITS)
-        found |= {"traversals": (moved, len(VALUES))} if len(moved) else {}
-        found["interpolations"] = interpolations(model, mean, images, PAIRS, COLUMNS), COLUMNS
-    return found
+        if len(moved):
+            sheets["traversals"] = moved, len(VALUES)
+        sheets["interpolations"] = interpolations(model, mean, images, PAIRS, COLUMNS), COLUMNS
+    return sheets
 
 
 def reconstructions(images: Images, again: Images, columns: int, rows: int) -> Picture:
@@ -42,16 +44,12 @@ def reconstructions(images: Images, again: Images, columns: int, rows: int) -> P
     return np.stack([*pairs], 1).reshape(-1, *images.shape[1:])
 
 
-@torch.no_grad()
-def posterior(model: Family, images: Images, batch: int, device: torch.device) -> tuple[Code, Code] | None:
+def posterior(model: Family, images: Images, batches: Batches) -> tuple[Code, Code] | None:
     """Mean and log variance of the code of every image; None: the model has no Gaussian code."""
-    parts = []
-    for start in range(0, len(images), batch):
-        code = model.encode(to_model(torch.from_numpy(np.array(images[start : start + batch])).to(device)))
-        if code is None:
-            return None
-        parts.append(code)
-    mean, log_var = (torch.cat(rows) for rows in zip(*parts, strict=True))
+    if model.encode(next(batches.of(images[:1]))) is None:
+        return None
+    codes = batches.map(lambda x: torch.stack(model.encode(x), 1), images)
+    mean, log_var = codes.to(batches.device).unbind(1)
     return mean, log_var
 
 

@@ -5,15 +5,16 @@ All factors are taken as classes: whole numbers as they are, the others in equal
 without a jump: a model that spreads it over two units, as sine and cosine, has learned well and scores lower.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
-import torch
 from jaxtyping import Float, Int, UInt8
 from scipy.stats import entropy
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import mutual_info_score
-from torch import nn
 
-from pofx.base.images import to_model
+from pofx.models.family import Family
+from pofx.score.batches import Batches
 
 # Not seen on discs and rings, and the same image three to five times in a turn of the others: no code gives it back.
 HIDDEN = ("rotation",)
@@ -23,28 +24,27 @@ FORESTS = 2000  # images that the forests are grown from at most, and as many th
 LEAF = 10  # images: finer splits would lend importance to units that say nothing
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Factors:
+    """The true factors of variation of images."""
+
+    values: Float[np.ndarray, "n f"]
+    names: list[str]
+
+    def classes(self) -> Int[np.ndarray, "n f"]:
+        """Those that can be seen, as classes."""
+        seen = [values for values, name in zip(self.values.T, self.names, strict=True) if name not in HIDDEN]
+        return np.stack([_classes(values) for values in seen], 1)
+
+
 def evaluate(
-    family: nn.Module,
-    images: UInt8[np.ndarray, "n 3 h w"],
-    factors: Float[np.ndarray, "n f"],
-    names: list[str],
-    batch: int,
-    device: torch.device,
-    seed: int,
+    model: Family, images: UInt8[np.ndarray, "n 3 h w"], factors: Factors, batches: Batches, seed: int
 ) -> dict[str, float]:
     """mig, dci_disentanglement, dci_completeness and dci_informativeness of the codes' means: 1 at best, about 0 of a
     code that says nothing. Nothing for a family without a Gaussian code, and of too few images."""
-    if len(images) < FEWEST:
+    if len(images) < FEWEST or model.encode(next(batches.of(images[:1]))) is None:
         return {}
-    rows = []
-    for start in range(0, len(images), batch):
-        got = family.encode(to_model(torch.from_numpy(np.array(images[start : start + batch])).to(device)))
-        if got is None:
-            return {}
-        rows.append(got[0].cpu().numpy())
-    codes, seen = np.concatenate(rows), [i for i, name in enumerate(names) if name not in HIDDEN]
-    classes = np.stack([_classes(factors[:, i]) for i in seen], 1)
+    codes, classes = batches.map(lambda x: model.encode(x)[0], images).numpy(), factors.classes()
     return {"mig": mig(codes, classes), **dci(codes, classes, seed)}
 
 
@@ -54,8 +54,8 @@ def mig(codes: Float[np.ndarray, "n units"], classes: Int[np.ndarray, "n f"]) ->
     units = np.stack([_bins(unit, UNIT_BINS) for unit in codes.T], 1)
     gaps = []
     for factor in classes.T:
-        told = sorted([0.0, *(mutual_info_score(unit, factor) for unit in units.T)])
-        gaps.append((told[-1] - told[-2]) / entropy(np.bincount(factor)))
+        shared = sorted([0.0, *(mutual_info_score(unit, factor) for unit in units.T)])
+        gaps.append((shared[-1] - shared[-2]) / entropy(np.bincount(factor)))
     return float(np.mean(gaps))
 
 

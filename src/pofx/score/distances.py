@@ -32,21 +32,9 @@ class Target:
 
 
 def named(key: str, what: str) -> str:
-    """The name of a distance of another kind in the same features: fd_effnet, "test" -> fd_test_effnet."""
+    """The name of a distance of another kind in the same features: fd_effnet, "test" -> fd_test_effnet; "": itself."""
     head, _, tail = key.partition("_")
     return "_".join(filter(None, (head, what, tail)))
-
-
-def compare(
-    x: Float[np.ndarray, "n d"],
-    y: Target,
-    keys: tuple[str, str, str],
-    subsets: int,
-    size: int,
-    seed: int,
-) -> dict[str, float]:
-    """Frechet distance, KID and KID's spread over subsets of `x` and `y`, under the names `keys`."""
-    return dict(zip(keys, (frechet(x, y), *kid(x, y.vectors, subsets, size, seed)), strict=True))
 
 
 def frechet(x: Float[np.ndarray, "n d"], y: Target) -> float:

@@ -12,8 +12,7 @@ from pofx.base.images import to_uint8
 from pofx.base.progress import Bar
 from pofx.base.rng import Noise
 from pofx.models.family import Family, counted
-from pofx.score import distances
-from pofx.score.extractor import Extractor, Fid
+from pofx.score.measures import Reference
 
 Row = dict[str, Any]
 Images = UInt8[np.ndarray, "_ 3 h w"]  # of test images there may be fewer than of samples
@@ -68,24 +67,15 @@ def accepted(rows: list[Row]) -> list[Row]:
     return [row for row in rows if "refused" not in row]
 
 
-def score(
-    rows: list[Row],
-    drawn: list[Images],
-    net: Extractor,
-    reference: distances.Target,
-    cfg: Fid,
-    seed: int,
-    label: str,
-) -> None:
-    """Put the distances to `reference`, under the names of the extractor, into the rows that were not refused.
+def score(reference: Reference, rows: list[Row], drawn: list[Images], label: str) -> None:
+    """Put the distances to the training images, under the names of the extractor, into the rows that were not refused.
 
     A Frechet distance of so few images is far above its value for many; KID is unbiased, whatever their number.
     """
     if not drawn:
         return
-    counts = [len(images) for images in drawn]
-    features = np.split(net.features(np.concatenate(drawn), cfg.batch, label), np.cumsum(counts)[:-1])
-    size = min(cfg.kid_subset_size, *counts)
+    ends = np.cumsum([len(images) for images in drawn])[:-1]
+    features = np.split(reference.features(np.concatenate(drawn), label), ends)
     pairs = zip(accepted(rows), features, strict=True)
     for row, vectors in Bar(list(pairs), desc="distances", unit="point"):
-        row |= distances.compare(vectors, reference, net.keys, cfg.kid_subsets, size, seed)
+        row |= reference.distances(vectors)

@@ -21,6 +21,7 @@ from pofx.base.images import to_model, to_uint8
 from pofx.base.rng import Noise
 from pofx.data.sprites import generate
 from pofx.models.family import Family
+from pofx.score.batches import Batches
 
 Images = UInt8[np.ndarray, "n 3 h w"]
 Picture = UInt8[np.ndarray, "_ 3 h w"]
@@ -76,23 +77,18 @@ def shuffled(images: Images, rng: np.random.Generator) -> Images:
     return moved.transpose(0, 3, 1, 4, 2, 5).reshape(images.shape)
 
 
-@torch.no_grad()
-def energies(model: Family, images: Images, batch: int, device: torch.device) -> Float64[np.ndarray, " n"]:
+def energies(model: Family, images: Images, batches: Batches) -> Float64[np.ndarray, " n"]:
     """The energy of every image.
 
     Raises:
         UserError: the family has no energy, or one is not finite.
     """
-    parts = []
-    for start in range(0, len(images), batch):
-        part = model.energy(to_model(torch.from_numpy(np.array(images[start : start + batch])).to(device)))
-        if part is None:
-            raise UserError("this family has no energy: take it out of energy.models")
-        parts.append(part.double().cpu().numpy())
-    found = np.concatenate(parts)
-    if not np.isfinite(found).all():
+    if model.energy(next(batches.of(images[:1]))) is None:
+        raise UserError("this family has no energy: take it out of energy.models")
+    values = batches.map(model.energy, images).double().numpy()
+    if not np.isfinite(values).all():
         raise UserError("energies of images are not finite: train the model anew, with smaller steps")
-    return found
+    return values
 
 
 def scores(

@@ -7,22 +7,28 @@ DDPM's gives to the grey levels; `flow`, by way of a density again, which is exa
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, UInt8
-from torch import Tensor, nn
+from jaxtyping import Float, Float64, Int64, UInt8
+from torch import Tensor
 
+from pofx.base import rng
 from pofx.base.errors import UserError
-from pofx.base.images import to_model
 from pofx.base.progress import Bar
-from pofx.base.rng import fold
-from pofx.models import schedules as noise
+from pofx.base.rng import Noise, fold
+from pofx.models import schedules
+from pofx.models.denoiser import Denoiser
+from pofx.models.family import Family
 from pofx.models.pixels.gaussian import BIN, dequantised
 from pofx.sample.samplers import Denoise
+from pofx.score.batches import Batches
+
+Images = UInt8[np.ndarray, "n 3 h w"]
 
 SIGMA_DATA = 0.5  # of natural images on [-1, 1]: it says where to look closely, and biases no answer
 
@@ -44,17 +50,11 @@ class Likelihood:
 
 
 @torch.no_grad()
-def evaluate(
-    family: nn.Module,
-    images: UInt8[np.ndarray, "n 3 h w"],
-    batch: int,
-    device: torch.device,
-    seed: int,
-    cfg: Likelihood,
-) -> dict[str, float]:
-    """How well `family`, which is put into eval mode (and its weights frozen, for the flow), knows `images`.
+def evaluate(model: Family, images: Images, batches: Batches, cfg: Likelihood, seed: int) -> dict[str, float]:
+    """Test loss and bits per dimension of `images`; the model is put into eval mode (and its weights frozen, for the
+    flow).
 
-    The global generator is seeded first, so that a second call gives the same numbers (for the same batch).
+    Every image has noise of its own, a function of `seed` and its index: the batch size decides nothing but rounding.
 
     Returns:
         test_loss: mean over the images, in the family's own unit. Where the family has an honest likelihood, also bpd:
@@ -66,41 +66,40 @@ def evaluate(
     Raises:
         UserError: the loss or the bits are not finite.
     """
-    family.eval().to(device)
-    torch.manual_seed(seed)
+    model.eval().to(batches.device)
     terms: dict[str, list[Tensor]] = {}
+    start = 0
     with Bar(total=len(images), desc="test loss", unit="img") as bar:
-        for start in range(0, len(images), batch):
-            part = torch.from_numpy(np.array(images[start : start + batch])).to(device)
-            got = family(to_model(part))
+        for part in batches.of(images):
+            with rng.per_image(Noise(fold(seed, "test loss"), start, start + len(part), batches.device)):
+                got = model(part)
             for key, value in got.items():
                 if key == "loss" or key.startswith("bpd"):
                     terms.setdefault(key, []).append(value.double().cpu())
+            start += len(part)
             bar.update(len(part))
-    loss = torch.cat(terms["loss"]).mean().item()
+    found = {key: torch.cat(rows) for key, rows in terms.items()}
+    loss = found.pop("loss").mean().item()
     if not math.isfinite(loss):
         raise UserError(
             "the loss on test images is not finite: the weights have diverged; lower the learning rate and train again"
         )
-    if family.likelihood is None:
+    if model.likelihood is None:
         return {"test_loss": loss}
 
-    torch.manual_seed(fold(seed, "bits"))  # the same noise for all families with the same estimator
-    x = to_model(torch.from_numpy(np.array(images[: cfg.images])).to(device))
-    if family.likelihood in ("forward", "importance"):
-        bpd = torch.cat(terms["bpd"])[: cfg.images]
-    elif family.likelihood == "bound":
-        bpd = bound(family.denoise, family.ladder, x, cfg.terms, batch)
-    else:
-        family.requires_grad_(False)  # the derivative is with respect to the image only
-        bpd = flow(family.denoise, family.sigma_range, x, cfg.ode_steps, batch)
-    row = {"test_loss": loss, **_mean("bpd", bpd)}
-    if family.likelihood == "importance":
-        row |= _mean("bpd_iw", weighted(family.log_weights, x, cfg.importance, batch))
+    x = torch.cat(list(batches.of(images[: cfg.images])))
+    bits = fold(seed, "bits")  # the same noise for all families with the same estimator
+    if model.likelihood == "bound":
+        found = {"bpd": bound(model, x, cfg.terms, batches.size, bits)}
+    elif model.likelihood == "flow":
+        model.requires_grad_(False)  # the derivative is with respect to the image only
+        found = {"bpd": flow(model, x, cfg.ode_steps, batches.size, bits)}
+    row = {"test_loss": loss, **_mean("bpd", found.pop("bpd")[: cfg.images])}
+    if model.likelihood == "importance":
+        row |= _mean("bpd_iw", weighted(model.log_weights, x, cfg.importance, batches.size, bits))
     if not math.isfinite(row["bpd"]):
         raise UserError("bits per dimension are not finite: the denoiser is too rough to follow; train it for longer")
-    parts = {key: torch.cat(rows)[: cfg.images] for key, rows in terms.items() if key.startswith("bpd_")}
-    return row | {key: rows.mean().item() for key, rows in parts.items()}
+    return row | {key: values[: cfg.images].mean().item() for key, values in found.items()}
 
 
 def _mean(key: str, bpd: Tensor) -> dict[str, float]:
@@ -111,7 +110,7 @@ def _mean(key: str, bpd: Tensor) -> dict[str, float]:
 
 
 def weighted(
-    log_weights: Callable[[Tensor, int], Tensor], x: Float[Tensor, "n *shape"], k: int, batch: int
+    log_weights: Callable[[Tensor, int], Tensor], x: Float[Tensor, "n *shape"], k: int, batch: int, seed: int
 ) -> Float64[Tensor, " n"]:
     """-log of the mean of k weights p(x, z) / q(z|x) in bits per dimension, every image (Burda et al. 2016, arXiv
     1509.00519): with k = 1 the bound itself, in expectation never above it and falling towards -log p(x) with k.
@@ -120,17 +119,21 @@ def weighted(
         log_weights: (images on the grey levels, k) -> (k, images) in nats.
         x: images on the 256 grey levels.
         batch: images and codes in an evaluation, about: at least one image.
+        seed: of the noise, every image's own.
     """
-    parts = Bar(x.split(max(1, batch // k)), desc="bits/dim, weighted", unit="batch")
-    nats = torch.cat([log_weights(part, k).double().logsumexp(0) - math.log(k) for part in parts])
-    return -nats / (x[0].numel() * math.log(2))
+    nats, size = [], max(1, batch // k)
+    for start in Bar(range(0, len(x), size), desc="bits/dim, weighted", unit="batch"):
+        part = x[start : start + size]
+        with rng.per_image(Noise(seed, start, start + len(part), x.device)):
+            nats.append(log_weights(part, k).double().logsumexp(0) - math.log(k))
+    return -torch.cat(nats) / (x[0].numel() * math.log(2))
 
 
 # --- the variational bound of a chain
 
 
 def bound(
-    denoise: Denoise, ladder: Float64[np.ndarray, " t"], x: Float[Tensor, "n *shape"], terms: int | None, batch: int
+    model: Denoiser, x: Float[Tensor, "n *shape"], terms: int | None, batch: int, seed: int
 ) -> Float64[Tensor, " n"]:
     """The variational bound of DDPM in bits per dimension (Ho et al. 2020, arXiv 2006.11239, eq. 5), every image.
 
@@ -138,48 +141,53 @@ def bound(
         KL_t = 1/2 (1 / sigma_{t-1}^2 - 1 / sigma_t^2) |x0 - D(x0 + sigma_t z, sigma_t)|^2
 
     in the form of Kingma et al. (2021, arXiv 2107.00630): 1 / sigma^2 is the signal-to-noise ratio. The model is what
-    ancestral sampling draws down the whole ladder, with the variance of the posterior ("small"), D clipped to [-1, 1],
-    which brings it nearer to any x0, and grey levels by `decoder` at the end.
+    ancestral sampling draws from all its noise levels, with the variance of the posterior ("small"), D clipped to
+    [-1, 1], which brings it nearer to any x0, and grey levels by `decoder` at the end. The posterior of the last step
+    has no variance; as in the published code that of the step before it stands in (`last_variance`).
 
     Args:
-        ladder: sigma_T..sigma_1, falling; the chain's abar_t is 1 / (1 + sigma_t^2).
+        model: with the levels sigma_T..sigma_1, falling; the chain's abar_t is 1 / (1 + sigma_t^2).
         x: images on the 256 grey levels, not dequantised.
         terms: of the sum, drawn for every image by itself (see `stratified`); None: all. The ends are always there.
         batch: largest number of images in an evaluation.
+        seed: of the noise, every image's own.
     """
-    variance = ladder**2
+    variance = model.ladder**2
     factor = 0.5 * (1 / variance[1:] - 1 / variance[:-1])
     expected = factor / (1 / variance[:-1] + 1 / SIGMA_DATA**2)  # KL_t / d of Gaussian data: how often to look
-    weights = stratified(expected / expected.sum(), len(x), terms)
-
-    level, image = weights.nonzero()  # all that is to be evaluated, level by level, copied to the device at once
-    visited, counts = np.unique(level, return_counts=True)
-    times = torch.from_numpy(factor[level] * weights[level, image]).to(x.device).split(counts.tolist())
-    images = torch.from_numpy(image).to(x.device).split(counts.tolist())
+    weights = stratified(expected / expected.sum(), Noise(fold(seed, "terms"), 0, len(x)), terms)
+    own = [torch.Generator(x.device).manual_seed(fold(seed, "bound", i)) for i in range(len(x))]
     kept = 1 / (1 + variance[0])
     nats = 0.5 * (kept * (x.double().square() - 1) - math.log1p(-kept)).flatten(1).sum(1)
 
-    def denoised(clean: Tensor, sigma: float) -> Tensor:
-        return denoise(clean + sigma * torch.randn_like(clean), sigma).clamp(-1, 1)
+    def denoised(chosen: Int64[np.ndarray, " b"], sigma: float) -> tuple[Int64[Tensor, " b"], Tensor, Tensor]:
+        """Indices of the images, they themselves, and what the model makes of them with noise."""
+        rows = torch.from_numpy(chosen).to(x.device)
+        noise = torch.stack([torch.randn(x.shape[1:], generator=own[i], device=x.device) for i in chosen])
+        bar.update(len(rows))
+        return rows, x[rows], model.denoise(x[rows] + sigma * noise, sigma).clamp(-1, 1)
 
     with (
         torch.backends.cudnn.flags(enabled=True, benchmark=False),  # it would tune for every size of a group
-        Bar(total=len(level) + len(x), desc="bits/dim", unit="img") as bar,
+        Bar(total=np.count_nonzero(weights) + len(x), desc="bits/dim", unit="img") as bar,
     ):
-        for sigma, drawn, weight in zip(ladder[visited].tolist(), images, times, strict=True):
-            for rows, w in zip(drawn.split(batch), weight.split(batch), strict=True):
-                part = x[rows]
-                nats[rows] += w * (part - denoised(part, sigma)).double().square().flatten(1).sum(1)
-                bar.update(len(rows))
-        last = float(ladder[-1])
-        for start in range(0, len(x), batch):
-            part = x[start : start + batch]
-            nats[start : start + batch] -= decoder(part, denoised(part, last), last).flatten(1).sum(1)
-            bar.update(len(part))
+        for level in np.flatnonzero(weights.any(1)):
+            for chosen in _split(np.flatnonzero(weights[level]), batch):
+                rows, clean, again = denoised(chosen, float(model.ladder[level]))
+                times = torch.from_numpy(factor[level] * weights[level, chosen]).to(x.device)
+                nats[rows] += times * (clean - again).double().square().flatten(1).sum(1)
+        std = math.sqrt(last_variance(model.ladder))
+        for chosen in _split(np.arange(len(x)), batch):
+            rows, clean, again = denoised(chosen, float(model.ladder[-1]))
+            nats[rows] -= decoder(clean, again, std).flatten(1).sum(1)
     return nats / (x[0].numel() * math.log(2))
 
 
-def stratified(share: Float64[np.ndarray, " t"], n: int, terms: int | None) -> Float64[np.ndarray, "t n"]:
+def _split(rows: Int64[np.ndarray, " n"], size: int) -> Iterator[Int64[np.ndarray, " b"]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def stratified(share: Float64[np.ndarray, " t"], noise: Noise, terms: int | None) -> Float64[np.ndarray, "t n"]:
     """Weights of expectation one for every level and image, nearly all of them zero: a sum with them is unbiased.
 
     The unit interval is divided between the levels as `share` says, and into `terms` strata of equal length. In each an
@@ -187,23 +195,34 @@ def stratified(share: Float64[np.ndarray, " t"], n: int, terms: int | None) -> F
     terms that are summed the sum hardly varies, and images stay independent of each other.
     """
     if terms is None or terms >= len(share):
-        return np.ones((len(share), n))
+        return np.ones((len(share), len(noise)))
     ends = np.cumsum(share)
-    points = (np.arange(terms) + torch.rand(n, terms, dtype=torch.float64).numpy()) / terms
+    points = (np.arange(terms) + noise.draw(torch.rand, terms, dtype=torch.float64).numpy()) / terms
     drawn = np.searchsorted(ends / ends[-1], points, side="right")
-    weights = np.zeros((len(share), n))
-    np.add.at(weights, (drawn, np.arange(n)[:, None]), 1)
+    weights = np.zeros((len(share), len(noise)))
+    np.add.at(weights, (drawn, np.arange(len(noise))[:, None]), 1)
     return weights / (terms * share[:, None])
 
 
-def decoder(x: Float[Tensor, "n *shape"], mean: Float[Tensor, "n *shape"], sigma: float) -> Float64[Tensor, "n *shape"]:
-    """log p(x0|x_1), in nats, of every grey level under a Gaussian with variance beta_1 = sigma^2 / (1 + sigma^2).
+def last_variance(levels: Float64[np.ndarray, " t"]) -> float:
+    """Variance of p(x0|x_1): beta~_2 (Ho et al. 2020, eq. 7), in place of beta~_1 = 0.
+
+        beta~_2 = beta_2 (1 - abar_1) / (1 - abar_2) = sigma_1^2 (1 - sigma_1^2 / sigma_2^2) / (1 + sigma_1^2)
+
+    This is `posterior_log_variance_clipped` of the published code and of those that follow it, such as
+    openai/guided-diffusion. Levels fall: sigma_1 is the last.
+    """
+    second, first = levels[-2:] ** 2
+    return float(first * (1 - first / second) / (1 + first))
+
+
+def decoder(x: Float[Tensor, "n *shape"], mean: Float[Tensor, "n *shape"], std: float) -> Float64[Tensor, "n *shape"]:
+    """log p(x0|x_1), in nats, of every grey level under N(mean, std^2).
 
     The Gaussian is integrated over each grey level's bin, the outermost two being open (eq. 13). Differences of log
     distribution functions are taken in the lower tail, where they are exact however far x lies from the mean.
     """
     grey = (127.5 * (x.double() + 1)).round()
-    std = sigma / math.sqrt(1 + sigma**2)
     low = (((grey - 0.5) / 127.5 - 1 - mean) / std).where(grey > 0, -math.inf)
     high = (((grey + 0.5) / 127.5 - 1 - mean) / std).where(grey < 255, math.inf)
     above = low + high > 0
@@ -214,25 +233,25 @@ def decoder(x: Float[Tensor, "n *shape"], mean: Float[Tensor, "n *shape"], sigma
 # --- the probability flow of a continuum of noise levels
 
 
-def flow(
-    denoise: Denoise, sigma_range: tuple[float, float], x: Float[Tensor, "n *shape"], steps: int, batch: int
-) -> Float64[Tensor, " n"]:
+def flow(model: Denoiser, x: Float[Tensor, "n *shape"], steps: int, batch: int, seed: int) -> Float64[Tensor, " n"]:
     """Bits per dimension under the probability flow, every image (Song et al. 2021, arXiv 2011.13456, section 4.3).
 
     Images are dequantised: moved within their grey level, uniformly. The density at the smallest noise level is the
     model's, without a last denoising step, and begins as the samplers do, with N(0, sigma_max^2).
 
     Args:
-        sigma_range: smallest and largest noise level.
+        model: with the smallest and the largest noise level as `sigma_range`.
         x: images on the 256 grey levels.
         steps: from the one to the other, at equal ratios.
         batch: images in an evaluation.
+        seed: of the noise, every image's own.
     """
-    x = dequantised(x)
-    probe = torch.randint_like(x, 2) * 2 - 1
-    sigmas = noise.geometric(*sigma_range, steps + 1).tolist()
+    with rng.per_image(Noise(seed, 0, len(x), x.device)):
+        x = dequantised(x)
+        probe = 2 * rng.batch(partial(torch.randint, 2), *x.shape, dtype=x.dtype) - 1
+    sigmas = schedules.geometric(*model.sigma_range, steps + 1).tolist()
     parts = list(zip(x.split(batch), probe.split(batch), strict=True))
-    nats = torch.cat([log_density(denoise, sigmas, *part) for part in Bar(parts, desc="bits/dim", unit="batch")])
+    nats = torch.cat([log_density(model.denoise, sigmas, *part) for part in Bar(parts, desc="bits/dim", unit="batch")])
     return -nats / (x[0].numel() * math.log(2)) - math.log2(BIN)
 
 

@@ -1,101 +1,109 @@
 """What is measured of a set of images, whoever drew them: one list for models, baselines and real images."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64, UInt8
 
 from pofx.score import colour, distances, manifold
+from pofx.score.batches import Batches
 from pofx.score.distances import Target
 from pofx.score.extractor import Extractor, Fid
 
 Images = UInt8[np.ndarray, "n 3 h w"]
 Features = Float[np.ndarray, "_ d"]
-Keys = tuple[str, str, str]
+Metrics = dict[str, Any]
 MOST = 10_000  # images a side of precision, recall, density and coverage: their cost is quadratic
 
 
-def against_train(
-    images: Images,
-    features: Features,
-    train: Target,
-    colours: Float64[np.ndarray, "m 3"],
-    keys: Keys,
-    cfg: Fid,
-    seed: int,
-) -> dict[str, Any]:
-    """Distances to training images under the names `keys`, the Frechet distance extrapolated to infinitely many images
-    (where there are enough), precision, recall, density and coverage with equal numbers on both sides, the shift of
-    colour against `colours` (the means of training images) and the share of saturated values."""
-    size = min(cfg.kid_subset_size, len(features), len(train))
-    found: dict[str, Any] = distances.compare(features, train, keys, cfg.kid_subsets, size, seed)
-    if (limit := distances.extrapolated(features, train, seed)) is not None:
-        inf = distances.named(keys[0], "inf")
-        found |= dict(zip((inf, f"{inf}_stderr"), limit, strict=True))
-    n = sides(features, train)
-    found |= manifold.evaluate(train.vectors[:n], features[:n])
-    return found | {
-        "colour_shift": colour.shift(colour.means(images), colours),
-        "saturated": colour.saturated(images),
-    }
+@dataclass(frozen=True)
+class Reference:
+    """Training images in the features of an extractor, and how sets of images are compared with them."""
+
+    net: Extractor
+    cfg: Fid
+    seed: int
+    train: Target
+
+    @property
+    def batches(self) -> Batches:
+        return Batches(self.cfg.batch, self.net.device)
+
+    def features(self, images: Images, label: str) -> Features:
+        """Those of `images`; `label` names the set on the progress bar."""
+        return self.net.features(images, self.cfg.batch, label)
+
+    def distances(self, features: Features, target: Target | None = None, what: str = "") -> Metrics:
+        """Frechet distance, KID and KID's spread to `target`, by default the training images; `what` goes into their
+        names: "test" gives fd_test_effnet."""
+        target = target or self.train
+        size = self.subset(len(features), len(target))
+        kid = distances.kid(features, target.vectors, self.cfg.kid_subsets, size, self.seed)
+        names = (distances.named(key, what) for key in self.net.keys)
+        return dict(zip(names, (distances.frechet(features, target), *kid), strict=True))
+
+    def subset(self, *counts: int) -> int:
+        """Vectors in a subset of KID between sets of these sizes."""
+        return min(self.cfg.kid_subset_size, *counts)
+
+    def protocol(self, n: int, what: str = "images") -> Metrics:
+        """How `distances` compares `n` images with the training images."""
+        return {
+            "reference": f"train, {len(self.train):,} {what}",
+            "extractor": self.net.name,
+            "kid_subsets": self.cfg.kid_subsets,
+            "kid_subset_size": self.subset(n, len(self.train)),
+        }
 
 
-def over_seeds(
-    first: dict[str, Any], further: Iterable[Features], train: Target, keys: Keys, cfg: Fid, seed: int
-) -> dict[str, list[float]]:
-    """Frechet distance and KID of every draw of the same row, as lists under `<key>_seeds`: those in `first`, by
-    `against_train`, and those of `further` draws, against the same subsets of `train`. Nothing where there are none."""
-    found = {key: [first[key]] for key in keys[:2]}
-    for features in further:
-        size = min(cfg.kid_subset_size, len(features), len(train))
-        again = distances.compare(features, train, keys, cfg.kid_subsets, size, seed)
-        for key, values in found.items():
-            values.append(again[key])
-    return {f"{key}_seeds": values for key, values in found.items() if len(values) > 1}
+@dataclass(frozen=True)
+class Yardstick(Reference):
+    """All that samples are measured against: training images, and test images, which no model has seen."""
+
+    test: Target
+    colours: Float64[np.ndarray, "m 3"]  # means of training images
+
+    def against_train(self, images: Images, features: Features) -> Metrics:
+        """Distances to training images, the Frechet distance extrapolated to infinitely many images (where there are
+        enough), precision, recall, density and coverage with equal numbers on both sides, the shift of colour and the
+        share of saturated values."""
+        metrics = self.distances(features)
+        if (limit := distances.extrapolated(features, self.train, self.seed)) is not None:
+            inf = distances.named(self.net.keys[0], "inf")
+            metrics |= {inf: limit[0], f"{inf}_stderr": limit[1]}
+        n = self._sides(len(features))
+        metrics |= manifold.evaluate(self.train.vectors[:n], features[:n])
+        shift = colour.shift(colour.means(images), self.colours)
+        return metrics | {"colour_shift": shift, "saturated": colour.saturated(images)}
+
+    def against_test(self, features: Features) -> Metrics:
+        """Distances to test images; and what these are the yardstick of: copies of training images, duplicates."""
+        metrics = self.distances(features, self.test, "test")
+        metrics |= manifold.copies(features, self.test.vectors, self.train.vectors)
+        return metrics | {"duplicates": manifold.duplicates(features, self.test.vectors)}
+
+    def over_seeds(self, first: Metrics, further: Iterable[Features]) -> dict[str, list[float]]:
+        """Frechet distance and KID of every draw of a row, as lists under `<key>_seeds`: those in `first`, and those of
+        `further` draws, against the same subsets of the training images. Nothing where there are none."""
+        draws = [first, *map(self.distances, further)]
+        if len(draws) == 1:
+            return {}
+        return {f"{key}_seeds": [metrics[key] for metrics in draws] for key in self.net.keys[:2]}
+
+    def row_protocol(self, n: int, seeds: int, what: str = "images") -> Metrics:
+        """How all of the above were measured of `n` images, drawn `seeds` times: what stands beside every row."""
+        protocol = self.protocol(n, what)
+        protocol |= {"n": n, "n_reference": len(self.train), "n_test": len(self.test), "n_manifold": self._sides(n)}
+        return protocol | {"seeds": seeds, "kid_test_subset_size": self.subset(n, len(self.test))}
+
+    def _sides(self, n: int) -> int:
+        """Images a side of precision, recall, density and coverage."""
+        return min(n, len(self.train), MOST)
 
 
-def against_test(features: Features, train: Target, test: Target, keys: Keys, cfg: Fid, seed: int) -> dict[str, Any]:
-    """Distances to test images, under names of their own; and what test images are the yardstick of: copies of training
-    images, duplicates among samples."""
-    names = tuple(distances.named(key, "test") for key in keys)
-    size = min(cfg.kid_subset_size, len(features), len(test))
-    found: dict[str, Any] = distances.compare(features, test, names, cfg.kid_subsets, size, seed)
-    found |= manifold.copies(features, test.vectors, train.vectors)
-    return found | {"duplicates": manifold.duplicates(features, test.vectors)}
-
-
-def by_metric(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def by_metric(rows: dict[str, Metrics]) -> dict[str, Metrics]:
     """Row -> metric -> value, turned into metric -> row -> value, as files of metrics have it."""
-    keys = dict.fromkeys(key for found in rows.values() for key in found)
-    return {key: {row: found[key] for row, found in rows.items() if key in found} for key in keys}
-
-
-def sides(features: Features | Target, train: Target) -> int:
-    """Images a side of precision, recall, density and coverage."""
-    return min(len(features), len(train), MOST)
-
-
-def protocol(
-    features: Features | Target,
-    train: Target,
-    test: Target,
-    net: Extractor,
-    cfg: Fid,
-    seeds: int,
-    what: str = "images",
-) -> dict[str, Any]:
-    """How `against_train`, `against_test` and `over_seeds` measured: what stands beside every row."""
-    subset = min(cfg.kid_subset_size, len(features), len(train))
-    return {
-        "n": len(features),
-        "n_reference": len(train),
-        "n_test": len(test),
-        "n_manifold": sides(features, train),
-        "seeds": seeds,
-        "reference": f"train, {len(train):,} {what}",
-        "extractor": net.name,
-        "kid_subsets": cfg.kid_subsets,
-        "kid_subset_size": subset,
-        "kid_test_subset_size": min(subset, len(test)),
-    }
+    keys = dict.fromkeys(key for metrics in rows.values() for key in metrics)
+    return {key: {row: metrics[key] for row, metrics in rows.items() if key in metrics} for key in keys}

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int64, UInt8
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from pofx.base.errors import UserError
-from pofx.base.images import to_model
 from pofx.models.family import Family
+from pofx.score.batches import Batches
 
 HELD_OUT = 10  # one image of so many chooses the strength of the penalty
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # scikit-learn's C: the larger, the weaker the penalty on the weights
@@ -50,9 +49,9 @@ class Task:
     def protocol(self, layer: str, width: int) -> dict[str, Any]:
         """What was probed, of how many images, and the accuracy of naming the commonest class."""
         n, (_, test) = len(self.labels[0]), self.labels
-        told = {"probe_layer": layer, "probe_features": width, "probe_train": n - n // HELD_OUT}
-        told |= {"probe_validation": n // HELD_OUT, "probe_test": len(test)}
-        return told | {"probe_chance": float(np.bincount(test).max() / len(test))}
+        protocol = {"probe_layer": layer, "probe_features": width, "probe_train": n - n // HELD_OUT}
+        protocol |= {"probe_validation": n // HELD_OUT, "probe_test": len(test)}
+        return protocol | {"probe_chance": float(np.bincount(test).max() / len(test))}
 
 
 def take(cfg: Probe, train: Images, test: Images, labels: Mapping[str, np.ndarray]) -> Task:
@@ -73,30 +72,16 @@ def pixels(task: Task) -> tuple[dict[str, float], dict[str, Any]]:
     return accuracy(features, task.labels, "linear_probe"), task.protocol("pixels", features[0].shape[1])
 
 
-def evaluate(
-    model: Family, random: Family, task: Task, batch: int, device: torch.device
-) -> tuple[dict[str, float], dict[str, Any]]:
+def evaluate(model: Family, random: Family, task: Task, batches: Batches) -> tuple[dict[str, float], dict[str, Any]]:
     """linear_probe, of the model's features, and linear_probe_random, of those of `random`, the model before training;
     and how they were measured. Nothing of a family without features."""
-    found: dict[str, float] = {}
+    if model.layer is None:
+        return {}, {}
+    scores: dict[str, float] = {}
     for net, key in ((model, "linear_probe"), (random, "linear_probe_random")):
-        features = [collect(net, images, batch, device) for images in task.images]
-        if features[0] is None:
-            return {}, {}
-        found |= accuracy(features, task.labels, key)
-    return found, task.protocol(model.layer, features[0].shape[1])
-
-
-@torch.no_grad()
-def collect(model: Family, images: Images, batch: int, device: torch.device) -> Features | None:
-    """The features of `images`; None: the family has none."""
-    parts = []
-    for start in range(0, len(images), batch):
-        part = model.features(to_model(torch.from_numpy(np.array(images[start : start + batch])).to(device)))
-        if part is None:
-            return None
-        parts.append(part.float().cpu().numpy())
-    return np.concatenate(parts)
+        features = [batches.map(net.features, images).numpy() for images in task.images]
+        scores |= accuracy(features, task.labels, key)
+    return scores, task.protocol(model.layer, features[0].shape[1])
 
 
 def accuracy(features: list[Features], labels: tuple[Labels, Labels], key: str) -> dict[str, float]:

@@ -10,82 +10,74 @@ from jaxtyping import Float, UInt8
 from pofx.base.images import to_uint8
 from pofx.models.family import Family
 from pofx.score import codes, disentanglement, distances, likelihood, probe, reconstruction
-from pofx.score.extractor import Extractor
+from pofx.score.measures import Metrics, Reference
 
 Images = UInt8[np.ndarray, "n 3 h w"]
-Measured = tuple[dict[str, Any], dict[str, Any], dict[str, codes.Sheet]]
 
 
 @dataclass(frozen=True)
 class Returned:
     """What comes back of test images from a model's code, and its features."""
 
-    exact: Float[np.ndarray, "n 3 h w"]  # images on [-1, 1]
+    exact: reconstruction.Exact
     images: Images
     features: Float[np.ndarray, "n d"]
 
 
-def returned(model: Family, test: Images, net: Extractor, batch: int) -> Returned | None:
+def returned(model: Family, test: Images, reference: Reference) -> Returned | None:
     """The images `test` as the model gives them back; None: it has no code."""
-    exact = reconstruction.reconstruct(model, test, batch, net.device)
+    exact = reconstruction.reconstruct(model, test, reference.batches)
     if exact is None:
         return None
     images = to_uint8(torch.from_numpy(exact)).numpy()
-    return Returned(exact, images, net.features(images, batch, "reconstructions"))
+    return Returned(exact, images, reference.features(images, "reconstructions"))
 
 
 def evaluate(
-    model: Family,
-    test: Images,
-    back: Returned | None,
-    net: Extractor,
-    reference: distances.Target,
-    bits: likelihood.Likelihood,
-    batch: int,
-    seed: int,
-) -> Measured:
+    model: Family, test: Images, back: Returned | None, reference: Reference, bits: likelihood.Likelihood
+) -> tuple[Metrics, Metrics, dict[str, codes.Sheet]]:
     """Likelihood, what `monitor` says and, of a model with a code, how near `back` is to the test images.
 
     Returns:
         Metric -> value; how they were measured; pictures.
     """
-    found: dict[str, Any] = likelihood.evaluate(model, test, batch, net.device, seed, bits)
-    told: dict[str, Any] = {"test_images": len(test), "bpd_images": min(bits.images, len(test))}
+    metrics: Metrics = likelihood.evaluate(model, test, reference.batches, bits, reference.seed)
+    protocol: Metrics = {"test_images": len(test), "bpd_images": min(bits.images, len(test))}
     pictures: dict[str, codes.Sheet] = {}
     with torch.no_grad():
-        found |= model.monitor(torch.from_numpy(test).to(net.device))
+        metrics |= model.monitor(torch.from_numpy(test).to(reference.net.device))
     if back is not None:
-        found |= reconstruction.evaluate(test, back.exact)
-        found |= {f"recon_{net.keys[0]}": distances.frechet(back.features, reference)}
-        pictures = codes.pictures(model, test, back.images, batch, net.device)
+        metrics |= reconstruction.evaluate(test, back.exact)
+        metrics[f"recon_{reference.net.keys[0]}"] = distances.frechet(back.features, reference.train)
+        pictures = codes.pictures(model, test, back.images, reference.batches)
     if "traversals" in pictures:
-        told["traversal"] = codes.VALUES
-    return found, told, pictures
+        protocol["traversal"] = codes.VALUES
+    return metrics, protocol, pictures
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """All images of training and of test, and their labels; see `data/labels.npz`."""
+
+    train: Images
+    test: UInt8[np.ndarray, "m 3 h w"]
+    labels: dict[str, np.ndarray]
 
 
 def understanding(
-    model: Family,
-    random: Family,
-    images: tuple[probe.Images, probe.Images],
-    labels: dict[str, np.ndarray],
-    cfg: probe.Probe,
-    batch: int,
-    device: torch.device,
-    seed: int,
+    model: Family, random: Family, data: Labelled, cfg: probe.Probe, reference: Reference
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Whether its code and its features know what the images show: the true factors of a data set that is drawn, and a
     linear probe for the class beside that of `random`, the same model before training.
 
-    Args:
-        images: all of training and of test.
-        labels: of all of them; see `data/labels.npz`.
-
     Returns:
         Metric -> value; how they were measured.
     """
-    found, told = probe.evaluate(model, random, probe.take(cfg, *images, labels), batch, device)
-    if "factors_test" in labels:
-        truth = labels["factors_test"], labels["factor_names"].tolist()
-        found |= (known := disentanglement.evaluate(model, images[1], *truth, batch, device, seed))
-        told |= {"factor_images": len(images[1])} if known else {}
-    return found, told
+    task = probe.take(cfg, data.train, data.test, data.labels)
+    metrics, protocol = probe.evaluate(model, random, task, reference.batches)
+    if "factors_test" in data.labels:
+        factors = disentanglement.Factors(data.labels["factors_test"], data.labels["factor_names"].tolist())
+        separate = disentanglement.evaluate(model, data.test, factors, reference.batches, reference.seed)
+        if separate:
+            metrics, protocol = metrics | separate, protocol | {"factor_images": len(data.test)}
+    return metrics, protocol
