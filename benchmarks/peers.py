@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import pofx.base.torchvision_compat  # noqa: F401  (before the packages that import torchvision)
 from benchmarks.race import Runner
 from pofx.base.errors import UserError
-from pofx.models.unet import Shape
+from pofx.models.unet import UNetConfig
 
 
 def package(name: str) -> ModuleType:
@@ -51,7 +51,7 @@ def size(net: nn.Module) -> int:
 # --- denoising diffusion
 
 
-def diffusers_unet(shape: Shape) -> nn.Module:
+def diffusers_unet(shape: UNetConfig) -> nn.Module:
     """UNet2DModel with the widths, blocks, groups and attention of our U-Net."""
     widths = [shape.channels * m for m in shape.multipliers]
     attended = [shape.side(level) in shape.attention for level in range(len(widths))]
@@ -68,7 +68,7 @@ def diffusers_unet(shape: Shape) -> nn.Module:
     )
 
 
-def diffusers_training(shape: Shape, batch: Tensor, steps: int, half: bool) -> Runner:
+def diffusers_training(shape: UNetConfig, batch: Tensor, steps: int, half: bool) -> Runner:
     """The loop of diffusers' examples/unconditional_image_generation: DDPMScheduler, AdamW, clipping and EMAModel."""
     diffusers, training_utils = package("diffusers"), package("diffusers.training_utils")
     net = diffusers_unet(shape).to(batch.device).train()
@@ -93,7 +93,7 @@ def diffusers_training(shape: Shape, batch: Tensor, steps: int, half: bool) -> R
     return Runner(run, size(net), 1.2)
 
 
-def lucidrains(shape: Shape, nfe: int, device: torch.device) -> nn.Module:
+def lucidrains(shape: UNetConfig, nfe: int, device: torch.device) -> nn.Module:
     ddp = package("denoising_diffusion_pytorch")
     net = ddp.Unet(shape.channels, dim_mults=shape.multipliers, dropout=shape.dropout)
     return ddp.GaussianDiffusion(
@@ -101,7 +101,7 @@ def lucidrains(shape: Shape, nfe: int, device: torch.device) -> nn.Module:
     ).to(device)
 
 
-def lucidrains_training(shape: Shape, batch: Tensor, steps: int, half: bool) -> Runner:
+def lucidrains_training(shape: UNetConfig, batch: Tensor, steps: int, half: bool) -> Runner:
     """The steps of denoising-diffusion-pytorch's Trainer, which itself wants a folder of image files."""
     model = lucidrains(shape, 10, batch.device).train()
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-4, betas=(0.9, 0.99))
@@ -122,7 +122,7 @@ def lucidrains_training(shape: Shape, batch: Tensor, steps: int, half: bool) -> 
     return Runner(run, size(model), 2.0, "a net of its own, with linear attention at every level")
 
 
-def diffusers_sampling(shape: Shape, n: int, nfe: int, device: torch.device, half: bool) -> Runner:
+def diffusers_sampling(shape: UNetConfig, n: int, nfe: int, device: torch.device, half: bool) -> Runner:
     diffusers = package("diffusers")
     net = diffusers_unet(shape).to(device).eval()
     pipeline = diffusers.DDIMPipeline(net, diffusers.DDIMScheduler(1000))
@@ -135,7 +135,7 @@ def diffusers_sampling(shape: Shape, n: int, nfe: int, device: torch.device, hal
     return Runner(run, size(net), 1.3)
 
 
-def lucidrains_sampling(shape: Shape, n: int, nfe: int, device: torch.device, half: bool) -> Runner:
+def lucidrains_sampling(shape: UNetConfig, n: int, nfe: int, device: torch.device, half: bool) -> Runner:
     model = lucidrains(shape, nfe, device).eval()
 
     def run() -> None:

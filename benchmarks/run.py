@@ -34,9 +34,14 @@ from pofx.base.errors import UserError
 from pofx.base.images import to_model, to_uint8
 from pofx.base.rng import Noise
 from pofx.data.sprites import generate
-from pofx.models import family
+from pofx.models import store
+from pofx.models.family import Family
+from pofx.sample import drawing
+from pofx.sample.rows import rows
+from pofx.sample.samplers import Sample
 from pofx.score import distances, extractor
 from pofx.train import loop
+from pofx.train.config import Train, settings
 from pofx.train.pool import Pool
 from pofx.train.state import Slot
 from stages import ROOT, RUNS
@@ -45,6 +50,7 @@ from tools import compose
 
 RESULTS = ROOT / "benchmarks/results"
 IMAGES = 1280
+SHAPE = (3, 32, 32)
 NFE = 10
 
 
@@ -76,7 +82,7 @@ class Bench:
 
     @property
     def half(self) -> bool:
-        """bf16, as scale=gpu has it."""
+        """bf16, as at the gpu scale."""
         return self.device.type == "cuda"
 
     @property
@@ -87,42 +93,40 @@ class Bench:
 # --- models of ours
 
 
-def build(name: str, cfg: Any = None) -> family.Family:
+def build(name: str, cfg: Any = None) -> Family:
     """An untrained model, on untrained ones of what it needs: as fast as a trained one."""
-    module = family.module(name)
-    base = [build(module.Model.needs)] if module.Model.needs else []
-    return module.Model(cfg or config.section(name, module.Config), *base)
+    module, needs = store.module(name), store.needs(name)
+    return module.Model(cfg or config.section(name, module.Config), SHAPE, *([build(needs)] if needs else []))
 
 
-def preset(name: str, *words: str) -> tuple[Any, Any]:
-    """Config and Sample of a family, of a preset and a scale."""
-    module, tree = family.module(name), YAML(typ="safe").load(compose.text(list(words)))
-    own = config.build(module.Config, tree[name], name)
-    return own, config.build(module.Sample, tree["sample"][name], f"sample.{name}")
+def preset(name: str, *words: str) -> tuple[Any, Train, Any]:
+    """Config, training settings and Sample of a family, by presets."""
+    tree = YAML(typ="safe").load(compose.text(list(words)))
+    own = {key: value for key, value in tree[name].items() if key != "train"}
+    cfg = config.build(store.module(name).Config, own, name)
+    return cfg, settings(name, tree), rows(name, tree["sample"][name], {})[name]
 
 
-def looped(model: family.Family, images: torch.Tensor, train: loop.Train, name: str) -> Callable[[], None]:
+def looped(model: Family, images: torch.Tensor, train: Train, name: str) -> Callable[[], None]:
     """The training loop, from its start to its saved end."""
 
     def go() -> None:
         with tempfile.TemporaryDirectory() as folder, Slot(Path(folder), name, []) as slot:
-            loop.train(model, Pool(images, train.batch, 0, train.flip), train, 0, slot)
+            loop.train(model, Pool(images, train.batch, 0, train.flip), train, loop.Run(0, slot))
 
     return go
 
 
-def published(bench: Bench, batch: int, steps: int) -> tuple[Any, Any]:
+def published(bench: Bench, batch: int, steps: int) -> tuple[Any, Train, Any]:
     """DDPM as published, at a quarter of its width; and 10 steps of DDIM."""
-    cfg, sample = preset("ddpm", "ddpm=ho2020", "scale=paper")
+    cfg, train, sample = preset("ddpm", "ddpm-ho2020", "paper")
     train = dataclasses.replace(
-        cfg.train, batch=batch, images=batch * steps, warmup=0, rows=1, preview_rows=0, compile=False,
+        train, batch=batch, images=batch * steps, warmup=0, rows=1, preview_rows=0, compile=False,
         validation=0, patience=0, precision="bf16" if bench.half else "fp32",
     )  # fmt: skip
     net = dataclasses.replace(cfg.net, channels=32)
-    sample = dataclasses.replace(
-        sample, sampler="ddim", steps=NFE, spacing="uniform", eta=0.0, clip=True, guidance=1.0, also={}
-    )
-    return dataclasses.replace(cfg, net=net, train=train, guide=0.0), sample
+    sample = Sample(batch=sample.batch, sampler="ddim", steps=NFE, spacing="uniform", clip=True)
+    return dataclasses.replace(cfg, net=net, guide=0.0), train, sample
 
 
 # --- against peers
@@ -130,25 +134,25 @@ def published(bench: Bench, batch: int, steps: int) -> tuple[Any, Any]:
 
 def ddpm_training(bench: Bench) -> dict[str, Any]:
     batch, steps = 16, 16
-    cfg, _ = published(bench, batch, steps)
+    cfg, train, _ = published(bench, batch, steps)
     model, x = build("ddpm", cfg).to(bench.device), to_model(bench.pool[:batch])
     others = {
         "diffusers": peers.runner(peers.diffusers_training, cfg.net, x, steps, bench.half),
         "denoising-diffusion-pytorch": peers.runner(peers.lucidrains_training, cfg.net, x, steps, bench.half),
     }
     what = f"DDPM's U-Net as published, {cfg.net.channels} channels, batch {batch}, dropout {cfg.net.dropout:g}"
-    ours = Runner(looped(model, bench.pool, cfg.train, "ddpm"), peers.size(model))
+    ours = Runner(looped(model, bench.pool, train, "ddpm"), peers.size(model))
     return run(Race(what, batch * steps, ours, others, rounds=3, counted=True, dtype=bench.dtype), bench.device)
 
 
 def ddpm_sampling(bench: Bench) -> dict[str, Any]:
     n = 16
-    cfg, sample = published(bench, n, 1)
+    cfg, _, sample = published(bench, n, 1)
     model = build("ddpm", cfg).to(bench.device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
     def ours() -> None:
         with torch.no_grad(), torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.half):
-            to_uint8(model.sample(Noise(0, 0, n, bench.device), sample)).cpu()
+            to_uint8(drawing.draw(model, Noise(0, 0, n, bench.device), sample)).cpu()
 
     others = {
         "bare network": bare(model, ours),
@@ -163,10 +167,9 @@ def ddpm_sampling(bench: Bench) -> dict[str, Any]:
 
 
 def vae_training(bench: Bench) -> dict[str, Any]:
-    cfg, _ = preset("vae", "vae=conv", "scale=laptop")
-    batch = cfg.train.batch
-    train = dataclasses.replace(cfg.train, images=IMAGES, rows=1, preview_rows=0, validation=0, patience=0)
-    cfg = dataclasses.replace(cfg, train=train)
+    cfg, train, _ = preset("vae", "laptop")
+    batch = train.batch
+    train = dataclasses.replace(train, images=IMAGES, rows=1, preview_rows=0, validation=0, patience=0)
     model, parts = build("vae", cfg).to(bench.device), build("vae", cfg).to(bench.device)
     other = build("vae", cfg).to(bench.device).train()
     pythae = (parts.encoder, parts.net, cfg.latent, to_model(bench.pool), batch, bench.scratch / "pythae")
@@ -175,7 +178,7 @@ def vae_training(bench: Bench) -> dict[str, Any]:
         "ImageFolder": peers.runner(peers.folder_training, other, bench.folder, batch, bench.device),
     }
     ours = Runner(looped(model, bench.pool, train, "vae"), peers.size(model))
-    return run(Race(f"VAE (vae=conv), batch {batch}", IMAGES, ours, others), bench.device)
+    return run(Race(f"VAE, laptop scale, batch {batch}", IMAGES, ours, others), bench.device)
 
 
 def loading(bench: Bench) -> dict[str, Any]:
@@ -286,9 +289,8 @@ def lite0_features(bench: Bench) -> dict[str, Any]:
 
 
 def training(bench: Bench, name: str) -> dict[str, Any]:
-    cfg = config.section(name, family.module(name).Config)
-    steps, device = 50, bench.device
-    train = dataclasses.replace(cfg.train, images=steps * cfg.train.batch, rows=1, preview_rows=0, compile=False)
+    steps, device, train = 50, bench.device, settings(name)
+    train = dataclasses.replace(train, images=steps * train.batch, rows=1, preview_rows=0, compile=False)
     train = dataclasses.replace(train, validation=0, patience=0)
     model, plain = build(name).to(device), build(name).to(device)
     for each in (model, plain):
@@ -314,22 +316,18 @@ def training(bench: Bench, name: str) -> dict[str, Any]:
 
 
 def sampling(bench: Bench, name: str, words: str = "") -> dict[str, Any]:
-    module, n = family.module(name), 64
-    if words:
-        own, cfg = preset(name, words)
-    else:
-        own, cfg = config.section(name, module.Config), config.section(f"sample.{name}", module.Sample)
+    n, (own, _, cfg) = 64, preset(name, *words.split())
     model = build(name, own).to(bench.device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
     def ours() -> None:
         with torch.no_grad():
-            model.sample(Noise(0, 0, n, bench.device), cfg)
+            drawing.draw(model, Noise(0, 0, n, bench.device), cfg)
 
     what = f"drawing {n} images from {words or name}"
     return run(Race(what, n, Runner(ours), {"bare network": bare(model, ours)}), bench.device)
 
 
-def bare(model: family.Family, sampler: Callable[[], None]) -> Runner:
+def bare(model: Family, sampler: Callable[[], None]) -> Runner:
     """The calls of the network that `sampler` makes, and nothing else; of an energy-based model with the gradient with
     respect to the image."""
     inputs: list[tuple[torch.Tensor, ...]] = []
@@ -398,16 +396,15 @@ def clocked(
 
 def cost(bench: Bench) -> dict[str, Any]:
     """Seconds (on a CPU those of the processor) of drawing from DDPM against images, evaluations and the batch."""
-    cfg, sample = preset("ddpm", "ddpm=cosine", "scale=laptop")
+    cfg, _, sample = preset("ddpm", "laptop")
     model = build("ddpm", cfg).to(bench.device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    sample = dataclasses.replace(sample, sampler="ddim", clip=False, also={})
 
     def draw(n: int, nfe: int, batch: int) -> Callable[[], None]:
         @torch.no_grad()
         def go() -> None:
             for start in range(0, n, batch):
-                how = dataclasses.replace(sample, steps=nfe)
-                model.sample(Noise(0, start, min(n, start + batch), bench.device), how)
+                noise = Noise(0, start, min(n, start + batch), bench.device)
+                drawing.draw(model, noise, sample.by("ddim", nfe))
 
         return go
 
@@ -424,7 +421,7 @@ def cost(bench: Bench) -> dict[str, Any]:
             for size, go in each.items():
                 took[size].append(seconds(go)[bench.device.type == "cpu"])
         found[axis] = {str(size): short(min(times)) for size, times in took.items()}  # other work only ever adds
-    what = "drawing from DDPM (scale=laptop): images at 5 evaluations in batches of 64; evaluations for 64 images; "
+    what = "drawing from DDPM (laptop scale): images at 5 evaluations in batches of 64; evaluations for 64 images; "
     record = {"what": what + "the batch for 256 images at 5", "curves": found} | stamp(load)
     page.plot(record, RESULTS / f"{slug(bench.device)}-cost.png")
     return record
@@ -450,7 +447,7 @@ def benchmarks() -> dict[str, Callable[[Bench], dict[str, Any]]]:
         found[f"loop {name}"] = functools.partial(training, name=name)
         if name != "vqprior":  # calls of a network with a cache cannot be repeated as they were recorded
             found[f"sampler {name}"] = functools.partial(sampling, name=name)
-    for words in ("ebm=igebm", "ebm=icd"):
+    for words in ("ebm-igebm", "ebm-icd"):
         found[f"sampler {words}"] = functools.partial(sampling, name="ebm", words=words)
     return found
 

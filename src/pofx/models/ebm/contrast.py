@@ -112,7 +112,7 @@ class Contrast(Chains):
         if self.training:
             slots = torch.randperm(len(self.buffer), device=device)[:whole]
         else:  # nothing is put back, and a batch may be larger than the buffer
-            slots = torch.randint(len(self.buffer), (n,), device=device)
+            slots = rng.randint(len(self.buffer), n, device=device)
         start = to_model(self.buffer[dist.rows(slots)])
         if self.own.augment and self.training:
             start = torch.where(_chance(self.own.augment, start), augmented(start), start)
