@@ -1,5 +1,6 @@
 """Data: the sprites, the binary layout, and the download with everything that can go wrong with it."""
 
+import dataclasses
 import errno
 import fcntl
 import hashlib
@@ -26,10 +27,9 @@ import stages
 import stages.download
 import stages.explore
 import stages.preprocess
-from pofx.base import config
+from pofx.base import config, fetch
 from pofx.base.errors import UserError
-from pofx.data import archive, binary, sprites
-from pofx.data import download as fetch
+from pofx.data import binary, download, sprites
 from pofx.report import explore
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,10 +177,15 @@ def sha(data: bytes | Path) -> str:
 
 
 def get(url: str, sha256: str, root: Path) -> Path:
-    """The whole download into root/data/raw, with the scratch in root/runs."""
-    data = fetch.Data("cifar10", url, sha256, NO_SPRITES)
-    fetch.fetch_cifar10(data, root / "data" / "raw", root / "runs", root, RECORDS, pause=0.001)
+    """The whole download into root/data/raw, with what is fetched in root/runs."""
+    data = download.Data("cifar10", url, sha256, NO_SPRITES)
+    download.fetch_cifar10(data, root / "data" / "raw", root / "runs", root, RECORDS)
     return root / "data" / "raw"
+
+
+def part(root: Path, archive: Path) -> Path:
+    """Where an unfinished download lies."""
+    return root / "runs" / f"{sha(archive)[:8]}-cifar.tar.gz.part"
 
 
 def assert_clean(root: Path) -> None:
@@ -249,8 +254,9 @@ def serve(body: bytes, ranges: bool = True):
 
 
 @pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
+def no_waiting(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(fetch, "PAUSE", 0.001)
 
 
 @pytest.fixture(scope="module")
@@ -266,15 +272,22 @@ def test_a_mirror_on_disk_is_read_and_kept(tmp_path, kind):
     path = pack(tmp_path / f"c i.{kind}", members())
     assert_complete(get(f"file://{tmp_path}/c%20i.{kind}", sha(path), tmp_path))
     assert path.exists() and not (tmp_path / "runs").exists()
-    assert_complete(get(f"file://c i.{kind}", sha(path), tmp_path))  # relative, and over what was there
+    assert_complete(get(f"file://c i.{kind}", sha(path)[:8].upper(), tmp_path))  # relative, over what was there
+    assert_complete(get(str(path), sha(path), tmp_path))
     data = binary.read(tmp_path / "data" / "raw")
     assert data.classes == CLASSES and len(data.images["train"]) == 15 and len(data.labels["test"]) == 3
 
 
-def test_a_download_leaves_the_data_and_nothing_else(tmp_path, tar):
+def test_a_download_is_kept_and_needs_no_network_again(tmp_path, tar):
     with serve(tar.read_bytes()) as server:
         assert_complete(get(server.url, sha(tar), tmp_path))
-    assert server.asked == [None] and [p.name for p in (tmp_path / "runs").iterdir()] == ["lock"]
+        kept = part(tmp_path, tar).with_suffix("")
+        assert kept.read_bytes() == tar.read_bytes() and not part(tmp_path, tar).exists()
+        assert_complete(get(server.url, sha(tar), tmp_path))
+        assert server.asked == [None]
+        kept.write_bytes(b"damaged since")
+        assert_complete(get(server.url, sha(tar), tmp_path))
+    assert server.asked == [None, None]
 
 
 def test_a_broken_transfer_goes_on_where_it_stopped(tmp_path, tar):
@@ -293,7 +306,7 @@ def test_a_server_without_ranges_is_asked_for_the_whole_again(tmp_path, tar):
 
 def test_a_full_but_wrong_leftover_is_fetched_again(tmp_path, tar):
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / f"{sha(tar)}.part").write_bytes(bytes(tar.stat().st_size))
+    part(tmp_path, tar).write_bytes(bytes(tar.stat().st_size))
     with serve(tar.read_bytes()) as server:
         assert_complete(get(server.url, sha(tar), tmp_path))
     assert server.asked == [f"bytes={tar.stat().st_size}-", None]
@@ -301,13 +314,13 @@ def test_a_full_but_wrong_leftover_is_fetched_again(tmp_path, tar):
 
 def test_a_whole_leftover_needs_no_network(tmp_path, tar):
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / f"{sha(tar)}.part").write_bytes(tar.read_bytes())
-    assert_complete(get("http://127.0.0.1:9/", sha(tar), tmp_path))
+    part(tmp_path, tar).write_bytes(tar.read_bytes())
+    assert_complete(get("http://127.0.0.1:9/cifar.tar.gz", sha(tar), tmp_path))
 
 
 def test_a_server_that_always_breaks_off_is_given_up_and_the_bytes_kept(tmp_path, tar):
     with serve(tar.read_bytes()) as server:
-        server.cuts = [1_000, *[0] * archive.TRIES]
+        server.cuts = [1_000, *[0] * fetch.TRIES]
         with pytest.raises(UserError, match=r"cannot fetch http.* broke after 1000 of .* set data.url to a mirror"):
             get(server.url, sha(tar), tmp_path)
         assert_clean(tmp_path)
@@ -327,7 +340,7 @@ def test_no_network_is_one_line(tmp_path):
 def test_a_page_that_is_not_there_is_not_asked_for_twice(tmp_path, tar):
     with serve(tar.read_bytes()) as server:
         server.cuts = [-404]
-        with pytest.raises(UserError, match=r"HTTP 404 Not Found: set data.url to a mirror"):
+        with pytest.raises(UserError, match=r"404: Not Found: .* set data.url to a mirror"):
             get(server.url, sha(tar), tmp_path)
     assert len(server.asked) == 1
 
@@ -335,11 +348,16 @@ def test_a_page_that_is_not_there_is_not_asked_for_twice(tmp_path, tar):
 @pytest.mark.parametrize(
     ("url", "digest", "says"),
     [
-        ("file:///nowhere/x.tar.gz", "0" * 64, "there is no file /nowhere/x.tar.gz"),
+        (
+            "file:///nowhere/x.tar.gz",
+            "0" * 64,
+            "data.url = file.*: there is no file /nowhere/x.tar.gz",
+        ),
         ("file://x.tar.gz", "0" * 64, "there is no file"),
-        ("ftp://host/x.tar.gz", "0" * 64, "should start with https://"),
-        ("x.tar.gz", "0" * 64, "should start with https://"),
-        ("https://host/x", "C4A3", "data.sha256 = 'C4A3' should be 64 digits"),
+        ("ftp://host/x.tar.gz", "0" * 64, "should be a path, or start with https://"),
+        ("x.tar.gz", "0" * 64, "there is no file"),
+        ("https://host/x", "C4A3", "data.sha256 = 'C4A3' should be 8 to 64 hex digits"),
+        ("https://host/x", "not hex!", "8 to 64 hex digits"),
     ],
 )
 def test_a_bad_parameter_is_one_line(tmp_path, url, digest, says):
@@ -348,12 +366,29 @@ def test_a_bad_parameter_is_one_line(tmp_path, url, digest, says):
     assert_clean(tmp_path)
 
 
-def test_a_second_download_is_refused(tmp_path, tar):
+def test_two_at_the_same_time_fetch_once(tmp_path, tar):
+    want, paths = fetch.File("", sha(tar), ("data.url", "data.sha256"), ""), []
+    with serve(tar.read_bytes()) as server:
+        want = dataclasses.replace(want, source=server.url)
+        both = [threading.Thread(target=lambda: paths.append(fetch.find(want, tmp_path, tmp_path))) for _ in range(2)]
+        for thread in both:
+            thread.start()
+        for thread in both:
+            thread.join(30)
+    assert server.asked == [None] and len(paths) == 2 and paths[0].read_bytes() == tar.read_bytes()
+
+
+def test_a_second_process_waits_for_the_lock_of_the_file(tmp_path, tar):
     (tmp_path / "runs").mkdir()
-    with open(tmp_path / "runs" / "lock", "w") as lock:
+    with serve(tar.read_bytes()) as server, open(part(tmp_path, tar).with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is downloading"):
-            get("http://127.0.0.1:9/", sha(tar), tmp_path)
+        other = threading.Thread(target=get, args=(server.url, sha(tar), tmp_path))
+        other.start()
+        other.join(0.3)
+        assert other.is_alive() and not server.asked
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        other.join(30)
+    assert_complete(tmp_path / "data" / "raw")
 
 
 # Archives that must not be trusted
@@ -375,7 +410,7 @@ def test_a_wrong_checksum_is_named_and_the_file_removed(tmp_path, tar, monkeypat
 
 
 def test_a_mirror_with_a_wrong_checksum_is_kept(tmp_path, tar):
-    with pytest.raises(UserError, match=f"sha256 {sha(tar)}, expected {'0' * 64}"):
+    with pytest.raises(UserError, match=f"sha256 {sha(tar)}, not {'0' * 64}"):
         get(f"file://{tar}", "0" * 64, tmp_path)
     assert tar.exists()
     assert_clean(tmp_path)
@@ -390,14 +425,14 @@ def info(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.
 @pytest.mark.parametrize(
     ("member", "says"),
     [
-        (info("/evil"), "'/evil' is an absolute path"),
-        (info("../evil"), "'../evil' is a path with .."),
-        (info("cifar/../../data_batch_1.bin"), "a path with .."),
-        (info("data_batch_1.bin", tarfile.SYMTYPE, "/etc/passwd"), "a link"),
-        (info("data_batch_1.bin", tarfile.LNKTYPE, "cifar/test_batch.bin"), "a link"),
-        (info("cifar", tarfile.SYMTYPE, "/tmp"), "a link"),
-        (info("null", tarfile.CHRTYPE), "a device"),
-        (info("pipe", tarfile.FIFOTYPE), "a device"),
+        (info("/evil"), "'/evil'"),
+        (info("../evil"), "'../evil'"),
+        (info("cifar/../../data_batch_1.bin"), "data_batch_1.bin'"),
+        (info("data_batch_1.bin", tarfile.SYMTYPE, "/etc/passwd"), "is no plain file"),
+        (info("data_batch_1.bin", tarfile.LNKTYPE, "cifar/test_batch.bin"), "is no plain file"),
+        (info("cifar", tarfile.SYMTYPE, "/tmp"), "is no plain file"),
+        (info("null", tarfile.CHRTYPE), "is no plain file"),
+        (info("pipe", tarfile.FIFOTYPE), "is no plain file"),
     ],
 )
 def test_a_hostile_archive_is_refused(tmp_path, member, says):
@@ -417,9 +452,13 @@ def without(name: str) -> dict[str, bytes]:
     [
         (without("data_batch_3.bin"), "lacks data_batch_3.bin"),
         (without("meta.txt"), "lacks batches.meta.txt"),
-        (members() | {"cifar-10-batches-bin/test_batch.bin": bytes(3073 * 4)}, "of 12292 bytes, should be 9219 bytes"),
-        (members() | {"elsewhere/test_batch.bin": bytes(3073 * 3)}, "should be only one of them"),
-        (members() | {f"cifar-10-batches-bin/{binary.NAMES}": bytes(70_000)}, "should be at most 65536 bytes"),
+        (
+            members() | {"cifar-10-batches-bin/test_batch.bin": bytes(3073 * 4)},
+            "test_batch.bin twice, or larger",
+        ),
+        (members() | {"cifar-10-batches-bin/test_batch.bin": bytes(3073 * 2)}, "has 6146 bytes, should be 3 records"),
+        (members() | {"elsewhere/test_batch.bin": bytes(3073 * 3)}, "holds elsewhere/test_batch.bin twice"),
+        (members() | {f"cifar-10-batches-bin/{binary.NAMES}": bytes(70_000)}, "meta.txt twice, or larger"),
         (members() | {"cifar-10-batches-bin/test_batch.bin": b"\x0a" + bytes(9218)}, "a label 10, should be below 10"),
     ],
 )
@@ -457,7 +496,8 @@ def full_disk(monkeypatch, module, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", [".part", "data_batch_2.bin"])
 def test_a_full_disk_while_fetching_or_unpacking(tmp_path, tar, monkeypatch, capsys, suffix):
     with serve(tar.read_bytes()) as server:
-        full_disk(monkeypatch, archive, suffix)
+        full_disk(monkeypatch, fetch, suffix)
+        full_disk(monkeypatch, download, suffix)
         with pytest.raises(SystemExit, match=r"error: no space left for (the output|.*data/raw): free some"):
             stages.run(get, server.url, sha(tar), tmp_path)
         assert_clean(tmp_path)
@@ -467,7 +507,7 @@ def test_a_full_disk_while_fetching_or_unpacking(tmp_path, tar, monkeypatch, cap
 
 
 def test_a_full_disk_while_drawing_keeps_the_old_sprites(tmp_path, monkeypatch):
-    fetch.draw_sprites(sprites.Sprites(0, 10, 2), tmp_path / "data" / "raw")
+    download.draw_sprites(sprites.Sprites(0, 10, 2), tmp_path / "data" / "raw")
 
     def full(path, images, labels):
         path.write_bytes(b"half")
@@ -475,7 +515,7 @@ def test_a_full_disk_while_drawing_keeps_the_old_sprites(tmp_path, monkeypatch):
 
     monkeypatch.setattr(binary, "write_batch", full)
     with pytest.raises(SystemExit, match=r"error: no space left for .*data_batch_1.bin: free some"):
-        stages.run(fetch.draw_sprites, sprites.Sprites(1, 10, 2), tmp_path / "data" / "raw")
+        stages.run(download.draw_sprites, sprites.Sprites(1, 10, 2), tmp_path / "data" / "raw")
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["raw"]
     assert json.loads((tmp_path / "data" / "raw" / "meta.json").read_text())["seed"] == 0
 
@@ -485,7 +525,7 @@ def test_ctrl_c_while_unpacking_leaves_nothing(tmp_path, tar, monkeypatch):
         file.write(source.read(100))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(archive.shutil, "copyfileobj", interrupt)
+    monkeypatch.setattr(download.shutil, "copyfileobj", interrupt)
     with pytest.raises(KeyboardInterrupt):
         get(f"file://{tar}", sha(tar), tmp_path)
     assert_clean(tmp_path)
@@ -494,19 +534,19 @@ def test_ctrl_c_while_unpacking_leaves_nothing(tmp_path, tar, monkeypatch):
 def test_a_killed_download_goes_on(tmp_path, tar):
     """kill -9 while the server stalls: no data/raw; the next run asks for the rest, and clears half a folder away."""
     code = """if True:
-        import sys; from pathlib import Path; from pofx.data.archive import archive
-        with archive(*sys.argv[1:3], Path(sys.argv[3]) / "runs", Path(sys.argv[3])): pass"""
+        import sys; from pathlib import Path; from pofx.base.fetch import File, find
+        find(File(*sys.argv[1:3], ("data.url", "data.sha256"), ""), Path(sys.argv[3]) / "runs", Path())"""
     with serve(tar.read_bytes()) as server:
         server.cuts = [20_000]
         server.stalled.set()
         arguments = [sys.executable, "-c", code, server.url, sha(tar), str(tmp_path)]
         with subprocess.Popen(arguments, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}) as child:
-            part, end = tmp_path / "runs" / f"{sha(tar)}.part", time.monotonic() + 30
-            while not (part.exists() and part.stat().st_size > 0) and child.poll() is None and time.monotonic() < end:
+            left, end = part(tmp_path, tar), time.monotonic() + 30
+            while not (left.exists() and left.stat().st_size > 0) and child.poll() is None and time.monotonic() < end:
                 time.sleep(0.02)
             child.send_signal(signal.SIGKILL)
             child.wait()
-        kept = part.stat().st_size
+        kept = left.stat().st_size
         assert kept > 0
         assert_clean(tmp_path)
         (tmp_path / "data" / ".raw.part").mkdir(parents=True)
@@ -568,7 +608,7 @@ def test_sprites_through_all_stages(workspace, monkeypatch):
 
 
 def test_cifar10_through_the_same_stages(workspace, tar, monkeypatch):
-    monkeypatch.setattr(fetch, "CIFAR10_RECORDS", RECORDS)
+    monkeypatch.setattr(download, "CIFAR10_RECORDS", RECORDS)
     section = {**sprites_section(), "name": "cifar10", "url": f"file://{tar}", "sha256": sha(tar)}
     workspace(section, n_train=6, n_test=2)
     stages.download.main()

@@ -4,23 +4,26 @@ The folder holds data_batch_1.bin .. data_batch_5.bin, test_batch.bin, batches.m
 meta.json (name, origin, records per file); for the sprites also factors.npz (train, test: float32 (N, 8); names).
 """
 
+import gzip
+import lzma
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tarfile
+import zlib
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
 
 from pofx.base.errors import UserError
-from pofx.base.files import write_json
+from pofx.base.fetch import File, find
+from pofx.base.files import atomic_folder, write_json
 from pofx.base.progress import Bar
 from pofx.data import binary
-from pofx.data.archive import archive, unpack
 from pofx.data.sprites import FACTORS, SHAPES, Sprites, factors, render
 
 CIFAR10_RECORDS = dict.fromkeys([*binary.TRAIN, *binary.TEST], 10_000)
+MIRROR = "set data.url to a mirror, such as file:///path/to/cifar-10-binary.tar.gz"
 
 
 @dataclass(frozen=True)
@@ -31,31 +34,54 @@ class Data:
     sprites: Sprites
 
 
-def build(data: Data, out: Path, scratch: Path, base: Path) -> None:
-    """Make the folder `out`, whole or not at all; `scratch` and `base` as for `archive`."""
+def build(data: Data, out: Path, cache: Path, base: Path) -> None:
+    """Make the folder `out`, whole or not at all; `cache` and `base` as for `find`."""
     if data.name == "sprites":
         draw_sprites(data.sprites, out)
     else:
-        fetch_cifar10(data, out, scratch, base, CIFAR10_RECORDS)
+        fetch_cifar10(data, out, cache, base, CIFAR10_RECORDS)
 
 
-def fetch_cifar10(
-    data: Data, out: Path, scratch: Path, base: Path, records: dict[str, int], pause: float = 1.0
-) -> None:
+def fetch_cifar10(data: Data, out: Path, cache: Path, base: Path, records: dict[str, int]) -> None:
     """CIFAR-10 from `data.url`, with `records` images in each file.
 
     Raises:
-        UserError: see `archive` and `unpack`; a label that has no class.
+        UserError: see `find` and `unpack`; a label that has no class.
     """
-    wanted = {file: n * binary.RECORD for file, n in records.items()}
-    with (
-        archive(data.url, data.sha256, scratch, base, pause) as path,
-        whole_folder(out) as folder,
-    ):
-        unpack(path, folder, {**wanted, binary.NAMES: None})
+    wanted = {binary.NAMES: 1 << 16} | {file: n * binary.RECORD for file, n in records.items()}
+    path = find(File(data.url, data.sha256, ("data.url", "data.sha256"), "cifar-10-binary.tar.gz"), cache, base)
+    with atomic_folder(out) as folder:
+        unpack(path, folder, wanted)
         meta = {"name": data.name, "url": data.url, "sha256": data.sha256, "records": records}
         write_json(folder / binary.META, meta)
         binary.read(folder)
+
+
+def unpack(path: Path, folder: Path, wanted: dict[str, int | None]) -> None:
+    """Copy the files `wanted` (base name -> largest size in bytes) into `folder`, wherever in the tar `path` they lie.
+
+    Only bytes are taken: the files' names are ours, and no mode, owner, link or path of the archive reaches the disk.
+
+    Raises:
+        UserError: the tar is damaged, lacks a file or has one twice, or holds a path out of it, a link or a device.
+    """
+    left = dict(wanted)
+    try:
+        with tarfile.open(path, "r:*") as tar:
+            for member in tar:
+                where = PurePosixPath(member.name)
+                if where.is_absolute() or ".." in where.parts or not (member.isfile() or member.isdir()):
+                    raise UserError(f"{path} is not safe to unpack: {member.name!r} is no plain file in it: {MIRROR}")
+                if where.name not in wanted or member.isdir():
+                    continue
+                if member.size > left.pop(where.name, 0):
+                    raise UserError(f"{path} holds {member.name} twice, or larger than CIFAR-10 has it: {MIRROR}")
+                with tar.extractfile(member) as source, open(folder / where.name, "wb") as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is truncated or not a tar archive ({error}): {MIRROR}") from None
+    if left:
+        raise UserError(f"{path} lacks {', '.join(left)}: {MIRROR}")
 
 
 def draw_sprites(sprites: Sprites, out: Path) -> None:
@@ -64,7 +90,7 @@ def draw_sprites(sprites: Sprites, out: Path) -> None:
         if getattr(sprites, key) < least:
             raise UserError(f"data.sprites.{key} = {getattr(sprites, key)} should be at least {least}")
     records, truth = {}, {}
-    with whole_folder(out) as folder, Bar(total=sprites.n_train + sprites.n_test, unit="img", desc="sprites") as bar:
+    with atomic_folder(out) as folder, Bar(total=sprites.n_train + sprites.n_test, unit="img", desc="sprites") as bar:
         for i, (split, n) in enumerate({"train": sprites.n_train, "test": sprites.n_test}.items()):
             truth[split] = factors(n, sprites.seed, i)
             files = binary.FILES[split]
@@ -79,21 +105,3 @@ def draw_sprites(sprites: Sprites, out: Path) -> None:
         with open(folder / "factors.npz", "wb") as file:
             np.savez(file, **truth, names=np.array(FACTORS))
         write_json(folder / binary.META, {"name": "sprites", **asdict(sprites), "records": records})
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder that takes the name `path`, in place of what was there, only when the block ends without an error."""
-    part = path.with_name(f".{path.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
-    part.mkdir(parents=True)
-    try:
-        yield part
-        if path.exists():
-            shutil.rmtree(path)
-        part.rename(path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a write that fails names no file
-        raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from pofx.base import dist, lite0
-from pofx.base.fetch import Weights, find
+from pofx.base.fetch import File, find
 from pofx.base.progress import Bar
 
 LITE0_SIDE = 96  # pixels; 0.74 5-nearest-neighbour accuracy on CIFAR-10 at a sixth of the cost of the native 224
@@ -147,5 +147,5 @@ class Inception(nn.Module):
 def _inception_weights(cfg: Fid, cache: Path, base: Path) -> Path:
     """Path of the verified weights; fetched into `cache` if `cfg` gives a URL."""
     keys = ("fid.inception_weights", "fid.inception_sha256")
-    want = Weights(cfg.inception_weights, cfg.inception_sha256, keys, f"pt_inception-2015-12-05-{FID_SHA256}.pth")
+    want = File(cfg.inception_weights, cfg.inception_sha256, keys, f"pt_inception-2015-12-05-{FID_SHA256}.pth")
     return find(want, cache, base)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pofx.base import dist, rng
 from pofx.base.errors import UserError
-from pofx.base.fetch import Weights, find
+from pofx.base.fetch import File, find
 from pofx.base.images import to_model
 from pofx.base.rng import Noise
 from pofx.models import latent
@@ -113,7 +113,7 @@ class Model(Sampled, Latent, ImportanceWeighted):
             return
         if cfg.backbone == "vgg19":
             keys = ("vae.perceptual.weights", "vae.perceptual.sha256")
-            path = find(Weights(cfg.weights, cfg.sha256, keys, "vgg19-dcbb9e9d.pth"), cache, base)
+            path = find(File(cfg.weights, cfg.sha256, keys, "vgg19-dcbb9e9d.pth"), cache, base)
             backbone = perceptual.vgg19(path)
         else:
             backbone = perceptual.efficientnet_lite0()
