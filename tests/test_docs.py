@@ -131,6 +131,12 @@ def test_make_targets_exist():
         assert re.search(rf"(?m)^{target}\b[^=]*:", makefile), f"make {target}"
 
 
+def test_make_lists_its_targets():
+    targets = re.search(r"(?m)^\.PHONY: (.+)$", (ROOT / "Makefile").read_text())[1].split()
+    shown = subprocess.check_output(["make", "--no-print-directory"], cwd=ROOT, text=True)
+    assert re.findall(r"(?m)^make (\w+) +\S", shown) == targets
+
+
 def test_tracked_pages_are_the_ones_tested():
     listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode == 0:
