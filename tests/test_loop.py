@@ -15,8 +15,10 @@ from pofx.base import config, files
 from pofx.base.errors import UserError
 from pofx.base.images import to_model
 from pofx.models import family
-from pofx.train import loop, state
+from pofx.train import loop, safety, state
+from pofx.train.config import lr_at
 from pofx.train.ema import Ema
+from pofx.train.loop import Run
 from pofx.train.pool import Pool
 
 
@@ -24,7 +26,7 @@ def run(name, images, folder, stop=lambda: False, preview=lambda seen: None, **t
     module, cfg = small(name, **train)
     model = build(module, cfg)
     with slot(folder) as held:
-        curve, *_ = loop.train(model, pool(images, cfg), cfg.train, 0, held, stop, preview)
+        curve, *_ = loop.train(model, pool(images, cfg), cfg.train, Run(0, held, stop, preview))
     return weights(model), curve
 
 
@@ -56,7 +58,7 @@ def prior(sprites, folder, stop=lambda: False, **train):
     module, cfg = small("vqprior", **HELD | train)
     model = build(module, cfg)
     with slot(folder) as held:
-        curve, *_ = loop.train(model, pool(sprites[:64], cfg), cfg.train, 0, held, stop)
+        curve, *_ = loop.train(model, pool(sprites[:64], cfg), cfg.train, Run(0, held, stop))
     return model, curve
 
 
@@ -105,7 +107,7 @@ def test_bf16_keeps_losses_in_float32(name, sprites, tmp_path):
         terms = model(to_model(sprites[:2]))
     assert terms["loss"].dtype == torch.float32
     with slot(tmp_path) as held:
-        curve, *_ = loop.train(model, pool(sprites, cfg), cfg.train, 0, held)
+        curve, *_ = loop.train(model, pool(sprites, cfg), cfg.train, Run(0, held))
     assert all(math.isfinite(row["loss"]) for row in curve)
 
 
@@ -116,7 +118,7 @@ def test_accumulated_gradients_are_those_of_the_big_batch(sprites, tmp_path):
         module, cfg = small("vae", images=96, batch=32, accumulate=parts)
         model = build(module, cfg)
         with slot(tmp_path / str(parts)) as held:
-            curve, *_ = loop.train(model, pool(sprites, cfg), cfg.train, 0, held)
+            curve, *_ = loop.train(model, pool(sprites, cfg), cfg.train, Run(0, held))
         runs[parts] = weights(model), curve
     (whole, curve), (parts, again) = runs[1], runs[2]
     start = weights(build(*small("vae")))
@@ -172,7 +174,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_last_good_sta
     module, cfg = small("vae")
     with slot(tmp_path) as kept:
         with pytest.raises(UserError, match=r"diverged before 24 images: .*loss.*last good state is kept in"):
-            loop.train(build(module, cfg), Breaks(sprites, 8, 0, False), cfg.train, 0, kept)
+            loop.train(build(module, cfg), Breaks(sprites, 8, 0, False), cfg.train, Run(0, kept))
         saved = kept.load("cpu")
     assert saved["step"] == 2
     assert all(torch.as_tensor(v).isfinite().all() for v in saved["model"].values())
@@ -182,7 +184,7 @@ def test_the_energy_guard_stops_the_run(sprites, tmp_path):
     module, cfg = small("ebm", "ebm=igebm")
     model = build(module, replace(cfg, energy_limit=1e-6))
     with slot(tmp_path) as held, pytest.raises(UserError, match="stopped at 8 images: the mean energy left its bounds"):
-        loop.train(model, pool(sprites, cfg), cfg.train, 0, held)
+        loop.train(model, pool(sprites, cfg), cfg.train, Run(0, held))
 
 
 class Toy(family.Family):
@@ -219,7 +221,7 @@ def toy(images, folder, stop=lambda: False, train=None, **settings):
     _, cfg = small("vae", **budget | (train or {}))
     model = Toy(**settings)
     with slot(folder) as held:
-        curve, _, events = loop.train(model, pool(images, cfg), cfg.train, 0, held, stop)
+        curve, _, events = loop.train(model, pool(images, cfg), cfg.train, Run(0, held, stop))
         saved = held.load("cpu")
     del saved["seconds"]
     return dict(model.state_dict()), curve, events, saved
@@ -266,7 +268,7 @@ def test_a_fault_that_stays_ends_the_run_when_no_roll_back_is_left(sprites, tmp_
     assert capsys.readouterr().err.count("back to 32 images") == 3
     with slot(tmp_path) as held:
         saved = held.load("cpu")
-    assert len(saved["guards"]["events"]) == 3 and not saved["guards"]["states"]
+    assert len(saved["safety"]["events"]) == 3 and not saved["safety"]["states"]
     assert all(v.isfinite().all() for v in saved["model"].values())
 
 
@@ -275,7 +277,7 @@ def test_without_roll_backs_no_state_is_kept_and_a_guard_ends_the_run(sprites, t
         toy(sprites, tmp_path, train={"rollbacks": 0}, limit=0.05, calm=64)
     with slot(tmp_path) as held:
         saved = held.load("cpu")
-    assert saved["step"] == 8 and saved["guards"] == {"used": 0, "states": [], "events": []}
+    assert saved["step"] == 8 and not saved["safety"]["states"] and not saved["safety"]["events"]
 
 
 @pytest.mark.parametrize("at", [*range(1, 11), 14])
@@ -311,15 +313,16 @@ def test_a_roll_back_restores_all_of_a_state(sprites, tmp_path, monkeypatch):
             self.calls += self.training
             return super().forward(x) | {"alarm_energy": torch.tensor(self.training and self.calls == 5)}
 
-    runs, rate = [], loop.lr_at
+    runs, rate = [], lr_at
     for model, falls in ((Once, math.inf), (module.Model, 16)):
-        monkeypatch.setattr(loop, "lr_at", lambda c, seen, at=falls: rate(c, seen) * (0.3 if seen >= at else 1.0))
+        monkeypatch.setattr(safety, "lr_at", lambda c, seen, at=falls: rate(c, seen) * (0.3 if seen >= at else 1.0))
         torch.manual_seed(0)
         trained = model(cfg)
         with slot(tmp_path / model.__name__) as held:
-            curve, _, events = loop.train(trained, pool(sprites, cfg), cfg.train, 0, held)
+            curve, _, events = loop.train(trained, pool(sprites, cfg), cfg.train, Run(0, held))
             saved = held.load("cpu")
-        runs.append([curve, dict(trained.state_dict()), [saved[key] for key in ("model", "opt", "ema", "best")]])
+        parts = [saved[key] for key in ("model", "adam", "ema", "curve")]
+        runs.append([curve, dict(trained.state_dict()), parts, saved["safety"]["best"]])
         assert [event["images"] for event in events] == ([40] if model is Once else [])
     assert same(*runs)
 
@@ -411,11 +414,11 @@ def test_flips_mirror_about_half(sprites):
 
 def test_learning_rate_follows_images_not_steps():
     _, cfg = small("vae", lr=1.0, warmup=100, images=1100, decay="cosine", batch=10)
-    assert loop.lr_at(cfg.train, 40) == pytest.approx(0.5)
-    assert loop.lr_at(cfg.train, 100) == pytest.approx(1.0)
-    assert loop.lr_at(cfg.train, 600) == pytest.approx(0.5)
-    assert loop.lr_at(cfg.train, 1100) == pytest.approx(0.0)
-    assert loop.lr_at(replace(cfg.train, batch=20), 600) == loop.lr_at(cfg.train, 600)
+    assert lr_at(cfg.train, 40) == pytest.approx(0.5)
+    assert lr_at(cfg.train, 100) == pytest.approx(1.0)
+    assert lr_at(cfg.train, 600) == pytest.approx(0.5)
+    assert lr_at(cfg.train, 1100) == pytest.approx(0.0)
+    assert lr_at(replace(cfg.train, batch=20), 600) == lr_at(cfg.train, 600)
 
 
 class Two(nn.Module):

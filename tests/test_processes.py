@@ -57,7 +57,7 @@ def train(case: str, folder: Path, stop=lambda: False):
     model = build(module, cfg)
     images = torch.from_numpy(generate(128, seed=7)[0])
     with slot(folder / case) as held:
-        curve, *_ = loop.train(model, pool(images, cfg), cfg.train, 0, held, stop)
+        curve, *_ = loop.train(model, pool(images, cfg), cfg.train, loop.Run(0, held, stop))
     return curve, weights(model)
 
 

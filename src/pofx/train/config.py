@@ -46,6 +46,24 @@ class Train:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas = {list(self.betas)} should lie in [0, 1)")
 
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole budget."""
+        return self.images // self.batch
+
+    @property
+    def row_steps(self) -> int:
+        """Steps of a row of the curve; the last row may have fewer."""
+        return -(-self.steps // self.rows)
+
+    def ends_row(self, step: int) -> bool:
+        """Whether a row of the curve ends after `step` steps."""
+        return step == self.steps or step % self.row_steps == 0
+
+    def shows(self, step: int) -> bool:
+        """Whether a preview is due after `step` steps."""
+        return self.preview_rows > 0 and step % (self.preview_rows * self.row_steps) == 0
+
 
 def settings(name: str, tree: dict[str, Any] | None = None) -> Train:
     """How to train the family `name`: defaults, then `train:`, then `<family>.train:`, key by key.
