@@ -9,6 +9,8 @@ from annotated_types import Ge, Gt
 from pofx.base import config
 from pofx.base.errors import UserError
 
+HARMLESS = ("save_seconds", "memory_mib", "preview_rows")  # settings that decide no weight
+
 
 @dataclass(frozen=True)
 class Train:
@@ -45,6 +47,10 @@ class Train:
             raise ValueError(f"patience = {self.patience} needs validation images")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas = {list(self.betas)} should lie in [0, 1)")
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the weights, and so whether a resumable state may be resumed."""
+        return {key: value for key, value in asdict(self).items() if key not in HARMLESS}
 
     @property
     def steps(self) -> int:

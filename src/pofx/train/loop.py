@@ -76,9 +76,12 @@ def train(model: Family, pool: Pool, cfg: Train, run: Run) -> Trained:
     Raises:
         Stopped: `run.stop` asked for it; the state is saved.
         UserError: a gradient or loss was not finite, or an alarm of the family went off, and no roll-back was left; the
-            last good state is kept. Or the model cannot be compiled.
+            last good state is kept. Or these settings do not suit the model, the processes or the memory.
     """
-    if cfg.compile and getattr(model, "second_order", False):
+    if cfg.batch % (cfg.accumulate * dist.world()):
+        parts = f"train.accumulate x processes ({cfg.accumulate} x {dist.world()})"
+        raise UserError(f"train.batch = {cfg.batch} should be a multiple of {parts}: change one of them")
+    if cfg.compile and model.second_order:
         raise UserError("train.compile = true: PyTorch compiles no second derivatives, which this model takes")
     device = next(model.parameters()).device
     if cfg.channels_last:
@@ -117,6 +120,7 @@ def train(model: Family, pool: Pool, cfg: Train, run: Run) -> Trained:
                     model.keep()
 
             bar.update(cfg.batch)
+            safety.check_memory()
             stopping, late = dist.most(run.stop(), checkpoint.age > cfg.save_seconds)
             if not (stopping or late or cfg.ends_row(step)):
                 continue

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from pofx.base import dist
+from pofx.base import dist, machine
 from pofx.base.errors import UserError
 from pofx.base.images import to_model
 from pofx.base.progress import Bar
@@ -46,7 +46,7 @@ class Safety:
     """
 
     def __init__(
-        self, parts: dict[str, Any], cfg: Train, slot: Slot, seed: int, held_out: UInt8[Tensor, "n 3 h w"]
+        self, parts: dict[str, Any], cfg: Train, slot: Slot, seed: int, held_out: UInt8[Tensor, "n c h w"]
     ) -> None:
         self.parts, self.cfg, self.slot, self.seed, self.held_out = parts, cfg, slot, seed, held_out
         self.model, self.ema, self.curve = parts["model"], parts["ema"], parts["curve"]
@@ -71,6 +71,16 @@ class Safety:
     def rate(self, step: int) -> float:
         """Learning rate of the step that follows `step` steps."""
         return lr_at(self.cfg, step * self.cfg.batch) * FACTOR**self.used
+
+    def check_memory(self) -> None:
+        """To be called after every step.
+
+        Raises:
+            UserError: this process has taken more memory than `memory_mib`.
+        """
+        if 0 < self.cfg.memory_mib < (peak := machine.peak_mib(self.held_out.device)):
+            took = f"training took {peak:,.0f} MiB, more than train.memory_mib = {self.cfg.memory_mib:,}"
+            raise UserError(f"{took}: raise train.accumulate or lower train.batch")
 
     def ask(self, step: int) -> int:
         """What now, after `step` steps? To be asked at the end of every row of the curve, and before a save within one.
