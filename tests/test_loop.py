@@ -193,6 +193,13 @@ def test_the_energy_guard_stops_the_run(sprites, tmp_path):
         loop.train(model, pool(sprites, train), train, Run(0, held))
 
 
+def test_second_derivatives_are_not_compiled(sprites, tmp_path):
+    model, train = build(*small("vae")), budget("vae", compile=True)
+    model.second_order = True
+    with slot(tmp_path) as held, pytest.raises(UserError, match=r"^train\.compile = true: .*second derivatives"):
+        loop.train(model, pool(sprites, train), train, Run(0, held))
+
+
 class Toy(Family):
     """A weight that grows by about the learning rate a step; after `calm` images more than `limit` is a fault."""
 
@@ -369,13 +376,14 @@ def test_another_key_is_a_fresh_start(tmp_path):
         assert two.load("cpu") is None
 
 
-def test_fresh_forgets(tmp_path):
+def test_fresh_forgets_the_state_and_the_previews(tmp_path):
     with state.Slot(tmp_path, "train", [1]) as held:
         held.save({"step": 3})
+        files.write_npy(held.folder / "000000000016.npy", np.zeros(3))
     with state.Slot(tmp_path, "train", [1]) as held:
-        assert held.load("cpu") == {"step": 3}
+        assert held.load("cpu") == {"step": 3} and len(list(held.folder.glob("*.npy"))) == 1
     with state.Slot(tmp_path, "train", [1], fresh=True) as held:
-        assert held.load("cpu") is None
+        assert held.load("cpu") is None and not list(held.folder.glob("*.npy"))
 
 
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):

@@ -17,14 +17,13 @@ import pytest
 import torch
 from conftest import build, defaults, pool, slot, weights
 
-from pofx.base import config, dist, files, rng
+from pofx.base import config, dist, files, machine, rng
 from pofx.base.errors import UserError
 from pofx.data.sprites import generate
 from pofx.models import store
 from pofx.train import loop
 from pofx.train.config import Train
 from stages import fid, processes, sample
-from stages import train as stage
 
 ROOT = Path(__file__).resolve().parents[1]
 UNET = {"channels": 8, "attention": [], "patch": 4}
@@ -54,9 +53,9 @@ CASES = {  # case -> what differs from a tiny model of the family, and from the 
 }
 BUDGET = {"images": 80, "batch": 8, "rows": 10, "lr": 1e-3, "warmup": 0, "save_seconds": 0.0, "preview_rows": 0}
 STOPPED = "ebm-igebm"  # it has most of what a state can hold
-# What counts as rounding, of the numbers of a curve. Absolute as well: a loss that is a difference of energies may be
-# near zero, and its rounding is relative to the energies, which are of order one.
-ROUNDING = {"rel": 1e-4, "abs": 1e-5}
+# What counts as rounding in a curve: 2e-5 of either was seen. Absolute as well: a loss that is a difference of energies
+# may be near zero, and its rounding is relative to the energies, which are of order one.
+ROUNDING = {"rel": 1e-4, "abs": 1e-4}
 
 
 def train(case: str, folder: Path, stop=lambda: False):
@@ -152,7 +151,7 @@ def alike(one: tuple, other: tuple) -> None:
     for row, again in zip(one[0], other[0], strict=True):
         assert row == pytest.approx(again, **ROUNDING)
     for key, value in one[1].items():  # Adam magnifies the rounding of gradients near zero
-        assert np.allclose(value.astype(float), other[1][key].astype(float), atol=2e-3), key
+        assert np.allclose(value.astype(float), other[1][key].astype(float), rtol=1e-4, atol=2e-3), key
 
 
 def same(one: tuple, other: tuple) -> None:
@@ -231,14 +230,13 @@ def test_a_number_of_processes_is_one(count, monkeypatch, capsys):
         processes.run(lambda: pytest.fail("ran"))
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    images = torch.from_numpy(generate(64, seed=7)[0])
-    says = r"train\.batch = 64 should be a multiple of train\.accumulate x processes \(2 x 3\)"
+def test_a_batch_that_processes_cannot_share_is_refused(sprites, tmp_path, monkeypatch):
     module = store.module("edm")
     model, settings = build(module, config.build(module.Config, TINY["edm"], "edm")), Train(batch=64, accumulate=2)
-    with pytest.raises(UserError, match=says):
-        loop.train(model, pool(images, settings), settings, loop.Run(0, None))
+    says = r"train\.batch = 64 should be a multiple of train\.accumulate x processes \(2 x 3\)"
+    with slot(tmp_path) as held, pytest.raises(UserError, match=says):
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        loop.train(model, pool(sprites, settings), settings, loop.Run(0, held))
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
@@ -246,7 +244,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(UserError, match="2 processes want a GPU each and there are 1: lower NPROC"):
-        sample.machine.device()
+        machine.device()
 
 
 @pytest.mark.parametrize(
@@ -269,24 +267,9 @@ def test_other_errors_are_not_taken_for_lack_of_memory():
         processes.run(lambda: (_ for _ in ()).throw(RuntimeError("another")))
 
 
-def test_more_memory_than_the_bound_ends_a_training(tmp_path, monkeypatch):
-    """At its first step; and the bound is no part of what a state belongs to."""
-    files.write_npy(tmp_path / "data/train.npy", generate(64, seed=7)[0])
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stage, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(stage.machine, "StopRequest", lambda minutes: lambda: pytest.fail("a step more"))
-    for bound in (1, 2):
-        write(tmp_path, {"seed": 0, "edm": TINY["edm"] | {"train": {"memory_mib": bound}}})
-        says = rf"training took [0-9,]+ MiB, more than train\.memory_mib = {bound}: raise train\.accumulate"
-        with pytest.raises(UserError, match=says):
-            stage.main("edm", None)
-    config.params.cache_clear()
-    assert len(list(tmp_path.glob("runs/train_edm/*"))) == 1
-
-
 def test_training_draws_its_random_numbers_by_image():
     """torch's own would be the same ones for the rows of every process."""
-    allowed = {"codebook.py": 3, "ebm.py": 4, "perceptual.py": 1, "refinenet.py": 1, "unet.py": 1}
+    allowed = {"codebook.py": 3, "contrast.py": 4, "perceptual.py": 1, "refinenet.py": 1, "unet.py": 1}
     found = {}
     for path in (ROOT / "src/pofx/models").rglob("*.py"):
         drawn = re.findall(
