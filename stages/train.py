@@ -6,65 +6,41 @@ processes (see stages.processes).
 """
 
 import argparse
-import dataclasses
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from stages import ROOT, RUNS, processes
-from pofx.base import config, dist, files, machine, provenance
-from pofx.models import family
-from pofx.train import loop, state
-from pofx.train.pool import Pool
-from pofx.base.errors import UserError
-from pofx.base.images import save_grid, to_uint8
-from pofx.base.rng import Noise, fold
+from pofx.base import config, dist, files, images, machine, provenance, rng
+from pofx.models import store
+from pofx.train import loop, pool, state
+from pofx.train.config import settings
 
 
 def main(name: str, minutes: float | None) -> None:
-    module = family.module(name)
-    cfg, seed = config.section(name, module.Config), config.value("seed", int)
-    if cfg.train.batch % (cfg.train.accumulate * dist.world()):
-        parts = f"{cfg.train.accumulate} x {dist.world()}"
-        raise UserError(
-            f"{name}.train.batch = {cfg.train.batch} should be a multiple of {parts} parts "
-            f"({name}.train.accumulate x processes): change one of them"
-        )
-    train, device, stop = cfg.train, machine.device(), machine.StopRequest(minutes)
-    torch.manual_seed(fold(seed, "init"))
-    model = family.create(name, cfg, Path("models")).to(device)
-    data = Path("data/train.npy")
-    images = torch.from_numpy(np.load(data)).to(device)
-    pool = Pool(images, train.batch, seed, train.flip, train.validation)
+    cfg, train, seed = config.section(name, store.module(name).Config), settings(name), config.value("seed", int)
+    device, stop, data = machine.device(), machine.StopRequest(minutes), Path("data/train.npy")
+    batches = pool.Pool(torch.from_numpy(np.load(data)).to(device), train.batch, seed, train.flip, train.validation)
+    torch.manual_seed(rng.fold(seed, "init"))
+    model = store.create(name, cfg, tuple(batches.images.shape[1:]), Path("models")).to(device)
     with dist.in_turn():
         model.fetch(RUNS / "weights", RUNS.parent)
-    noted = model.prepare(images)
-    code, content = state.code_hash(), files.digest(data)
-    base = files.digest(Path(f"models/{model.needs}/model.safetensors")) if model.needs else None
-    harmless = {"save_seconds", "memory_mib", "preview_rows"}  # these decide no weight
-    setting = dataclasses.asdict(cfg)
-    setting["train"] = {k: v for k, v in setting["train"].items() if k not in harmless}
-    draw = config.untracked(f"sample.{name}", module.Sample)  # for previews alone, of which a change reruns nothing
-
-    def bounded() -> bool:
-        if 0 < train.memory_mib < (peak := machine.peak_mib(device)):
-            bound = f"{name}.train.memory_mib = {train.memory_mib:,}"
-            raise UserError(f"training took {peak:,.0f} MiB, more than {bound}: {less_memory(name)}")
-        return stop()
-
-    with state.Slot(
-        RUNS, f"train_{name}", [setting, seed, code, content, base], fresh=os.environ.get("FRESH") == "1"
-    ) as slot:
+    noted = model.prepare(batches.images, train.batch // train.accumulate)
+    origin = {"seed": seed, "data": files.digest(data), "code": state.code_hash()}
+    base = store.needs(name) and files.digest(Path(f"models/{store.needs(name)}/model.safetensors"))
+    key = [asdict(cfg), train.deciding(), origin, base]
+    with state.Slot(RUNS, f"train_{name}", key, fresh=os.environ.get("FRESH") == "1") as slot:
 
         def preview(seen: int) -> None:
-            drawn = to_uint8(model.sample(Noise(fold(seed, "sample", name), 0, 16, device), draw))
-            files.write_npy(slot.folder / f"{seen:012d}.npy", drawn.cpu().numpy())
+            drawn = model.preview(rng.Noise(rng.fold(seed, "sample", name), 0, 16, device))
+            files.write_npy(slot.folder / f"{seen:012d}.npy", images.to_uint8(drawn).cpu().numpy())
 
         try:
-            curve, seconds, events = loop.train(model, pool, train, seed, slot, bounded, preview)
+            curve, seconds, events = loop.train(model, batches, train, loop.Run(seed, slot, stop, preview))
         except loop.Stopped as stopped:
             print(f"{stopped}: the same command goes on from there", file=sys.stderr)
             sys.exit(*dist.most(stop.code))
@@ -72,31 +48,22 @@ def main(name: str, minutes: float | None) -> None:
             return
         seen = curve[-1]["images"]
         with torch.no_grad():
-            torch.manual_seed(fold(seed, "finish"))
-            model.finish(images)
+            torch.manual_seed(rng.fold(seed, "finish"))
+            model.finish(batches.images)
             preview(seen)
-        # Of a row that a roll-back undid and early stopping never came to again there may be one that is later.
-        rows = [np.load(path) for path in sorted(slot.folder.glob("*.npy")) if int(path.stem) <= seen]
-    family.save_model(Path(f"models/{name}"), name, cfg, model, {"seed": seed, "data": content, "code": code})
+        # A row that a roll-back undid, and that early stopping never reached again, may have left a later preview.
+        previews = [np.load(path) for path in sorted(slot.folder.glob("*.npy")) if int(path.stem) <= seen]
+    origin |= machine.arithmetic(device, train.precision)
+    store.save(Path(f"models/{name}"), name, model, asdict(train), origin)
     files.write_csv(Path(f"plots/curves/{name}.csv"), curve)
-    save_grid(np.concatenate(rows), Path(f"plots/progress/{name}.png"), columns=16)
-    earlier = {p for net in model.guides() for p in net.parameters()}
-    size = sum(p.numel() for p in model.parameters() if p not in earlier)
-    files.write_json(
-        Path(f"metrics/train/{name}.json"),
-        {"train_loss": {name: curve[-1]["loss"]}, "parameters": {name: size}, "images_seen": {name: seen},
-         "guards": {name: events}} | {key: {name: value} for key, value in noted.items()},
-    )  # fmt: skip
-    files.write_json(
-        Path(f"metrics/time/train_{name}.json"),
-        {"train_seconds": {name: round(seconds, 1)}, "train_images_per_second": {name: round(seen / seconds, 1)},
-         "train_peak_mib": {name: round(machine.peak_mib(device), 1)}, "device": {name: machine.name(device)},
-         "trained": {name: provenance.here(ROOT) | {"seed": seed, "data": content, "code": code}}},
-    )  # fmt: skip
-
-
-def less_memory(name: str) -> str:
-    return f"raise {name}.train.accumulate, or lower {name}.train.batch"
+    images.save_grid(np.concatenate(previews), Path(f"plots/progress/{name}.png"), columns=16)
+    size = sum(p.numel() for key, p in model.named_parameters() if not key.startswith("guide."))
+    losses = {"train_loss": curve[-1]["loss"], "parameters": size, "images_seen": seen, "guards": events} | noted
+    files.write_json(Path(f"metrics/train/{name}.json"), {key: {name: value} for key, value in losses.items()})
+    cost = {"train_seconds": round(seconds, 1), "train_images_per_second": round(seen / seconds, 1)}
+    cost |= {"train_peak_mib": round(machine.peak_mib(device), 1), "device": machine.name(device)}
+    cost |= {"trained": provenance.here(ROOT) | origin}
+    files.write_json(Path(f"metrics/time/train_{name}.json"), {key: {name: value} for key, value in cost.items()})
 
 
 if __name__ == "__main__":
@@ -104,4 +71,5 @@ if __name__ == "__main__":
     parser.add_argument("family", choices=config.family_names())
     parser.add_argument("--minutes", type=float)
     arguments = parser.parse_args()
-    processes.run(main, arguments.family, arguments.minutes, memory=less_memory(arguments.family))
+    mend = f"raise accumulate, or lower batch, under {arguments.family}.train"
+    processes.run(main, arguments.family, arguments.minutes, memory=mend)

@@ -205,7 +205,7 @@ def test_chains_in_training_teach_to_denoise(sprites, tmp_path):
 
     before = error()
     with slot(tmp_path) as held:
-        loop.train(model, pool(sprites[:32], cfg), cfg.train, 0, held)
+        loop.train(model, pool(sprites[:32], cfg), cfg.train, loop.Run(0, held))
     assert error() < 0.98 * before
 
 
@@ -216,7 +216,7 @@ def test_contrast_tells_data_from_noise(sprites, tmp_path):
     module, cfg = small("ebm", *CONTRAST, images=480, lr=1e-3, rows=20, ema_half_life=0, flip=False)
     model = build(module, cfg)
     with slot(tmp_path) as held:
-        loop.train(model, pool(sprites[:8], cfg), cfg.train, 0, held)
+        loop.train(model, pool(sprites[:8], cfg), cfg.train, loop.Run(0, held))
     with torch.no_grad():
         data, noise = model.net(to_model(sprites[:8])), model.net(2 * torch.rand(8, 3, 32, 32) - 1)
     assert data.mean() < noise.mean()
@@ -228,12 +228,12 @@ def test_an_interrupted_run_goes_on_bit_for_bit(words, sprites, tmp_path):
     module, cfg = small("ebm", *words)
     whole, parted, other = (build(module, cfg, seed) for seed in (0, 0, 1))
     with slot(tmp_path / "whole") as held:
-        one, *_ = loop.train(whole, pool(sprites, cfg), cfg.train, 0, held)
+        one, *_ = loop.train(whole, pool(sprites, cfg), cfg.train, loop.Run(0, held))
     with slot(tmp_path / "parted") as held:
         asked = iter([False, True])
         with pytest.raises(loop.Stopped):
-            loop.train(parted, pool(sprites, cfg), cfg.train, 0, held, stop=lambda: next(asked))
-        two, *_ = loop.train(other, pool(sprites, cfg), cfg.train, 0, held)
+            loop.train(parted, pool(sprites, cfg), cfg.train, loop.Run(0, held, lambda: next(asked)))
+        two, *_ = loop.train(other, pool(sprites, cfg), cfg.train, loop.Run(0, held))
     left, right = whole.state_dict(), other.state_dict()
     assert one == two and left.keys() == right.keys()
     assert all(torch.equal(left[key], right[key]) for key in left)
@@ -319,6 +319,6 @@ def test_a_learning_rate_far_too_high_is_brought_down_and_ends_with_the_reason(w
     module, cfg = small("ebm", *words, images=160, rows=20, lr=1.0, warmup=0, rollbacks=1, clip=1e9)
     model = build(module, cfg)
     with slot(tmp_path) as held, pytest.raises(UserError) as error:
-        loop.train(model, pool(sprites, cfg), cfg.train, 0, held)
+        loop.train(model, pool(sprites, cfg), cfg.train, loop.Run(0, held))
     assert model.alarms[guard] in str(error.value) or "not finite" in str(error.value)
     assert "learning rate 0.3, roll-backs left: 0" in capsys.readouterr().err

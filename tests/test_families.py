@@ -13,7 +13,7 @@ from pofx.base.rng import Noise
 from pofx.models import store
 from pofx.sample import drawing
 from pofx.sample.rows import rows
-from pofx.train.loop import train
+from pofx.train.loop import Run, train
 
 SHAPES = [(3, 16, 16), (3, 32, 32), (3, 64, 64)]
 
@@ -124,7 +124,7 @@ def test_training_learns(name, sprites, tmp_path):
     """On eight images the loss falls."""
     model, cfg = build(*small(name)), budget(name, images=1200, lr=2e-3, rows=20, ema_half_life=0, flip=False)
     with slot(tmp_path) as held:
-        curve, *_ = train(model, pool(sprites[:8], cfg), cfg, 0, held)
+        curve, *_ = train(model, pool(sprites[:8], cfg), cfg, Run(0, held))
     first, last = curve[0]["loss"], np.mean([row["loss"] for row in curve[-3:]])
     assert last < first - 0.2 * abs(first)
 

@@ -9,10 +9,10 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import build, pool, slot, small
+from conftest import budget, build, pool, slot, small
 
 from pofx.base import config
-from pofx.train.loop import train
+from pofx.train.loop import Run, train
 
 FILE = Path(__file__).with_name("golden.json")
 
@@ -24,9 +24,9 @@ CASES = [(name,) for name in config.family_names()] + [("ebm", "ebm=igebm"), ("e
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
 def test_first_losses(case, sprites, tmp_path):
     name = case[-1]
-    module, cfg = small(*case, images=48, batch=8, rows=6, lr=1e-3)
+    model, settings = build(*small(*case)), budget(*case, images=48, batch=8, rows=6, lr=1e-3)
     with slot(tmp_path) as held:
-        curve, *_ = train(build(module, cfg), pool(sprites, cfg), cfg.train, 0, held)
+        curve, *_ = train(model, pool(sprites, settings), settings, Run(0, held))
     losses = [float(f"{row['loss']:.6g}") for row in curve]
     golden = json.loads(FILE.read_text()) if FILE.exists() else {}
     if os.environ.get("GOLDEN") == "renew":

@@ -67,7 +67,7 @@ def test_the_average_of_its_moment_is_kept(name, sprites, tmp_path):
     model, state = build(module, cfg), slot(tmp_path)
     asked = []
     with state, pytest.raises(loop.Stopped):
-        loop.train(model, pool(sprites, cfg), cfg.train, 0, state, lambda: asked.append(0) or len(asked) == 2)
+        loop.train(model, pool(sprites, cfg), cfg.train, loop.Run(0, state, lambda: asked.append(0) or len(asked) == 2))
     with state:
         saved = state.load("cpu")
     named = [key for key, p in model.named_parameters() if p.requires_grad]
@@ -79,7 +79,7 @@ def test_the_average_of_its_moment_is_kept(name, sprites, tmp_path):
     assert kept
 
     with state:
-        loop.train(model, pool(sprites, cfg), cfg.train, 0, state)
+        loop.train(model, pool(sprites, cfg), cfg.train, loop.Run(0, state))
     after = model.state_dict()
     assert all(torch.equal(after[k], v) for k, v in kept.items())  # once, and never again
     assert any(not torch.equal(after[k.replace("guide.", "net.", 1)], v) for k, v in kept.items())
@@ -93,7 +93,7 @@ def test_early_stopping_counts_rows_from_the_guide_on(sprites, tmp_path, monkeyp
     monkeypatch.setattr(model, "validate", lambda x: asked.append(0) or torch.full((len(x),), float(len(asked))))
     untrained = {k: v.clone() for k, v in model.guide.state_dict().items()}
     with slot(tmp_path) as state:
-        curve = loop.train(model, pool(sprites, cfg), cfg.train, 0, state)[0]
+        curve = loop.train(model, pool(sprites, cfg), cfg.train, loop.Run(0, state))[0]
     assert [row["images"] for row in curve] == [8, 16, 24, 32, 40, 48]
     assert all(torch.equal(v, model.net.state_dict()[k]) for k, v in model.guide.state_dict().items())
     assert any(not torch.equal(v, untrained[k]) for k, v in model.guide.state_dict().items())
@@ -108,7 +108,7 @@ def test_a_guide_changes_draws_and_no_weight(name, sprites, tmp_path):
         cfg = dataclasses.replace(cfg, guide=share)
         model = build(module, cfg)
         with slot(tmp_path / str(share)) as state:
-            loop.train(model, pool(sprites, cfg), cfg.train, 0, state)
+            loop.train(model, pool(sprites, cfg), cfg.train, loop.Run(0, state))
         models.append(model)
     plain, guided = models
     held = guided.state_dict()

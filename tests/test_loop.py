@@ -8,23 +8,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import build, defaults, pool, slot, small, weights
+from conftest import SHAPE, budget, build, pool, slot, small, weights
 from torch import nn
 
-from pofx.base import config, files
+from pofx.base import files
 from pofx.base.errors import UserError
 from pofx.base.images import to_model
-from pofx.models import family
-from pofx.train import loop, state
+from pofx.models.ebm.contrast import Contrast
+from pofx.models.family import Family
+from pofx.train import loop, safety, state
+from pofx.train.config import Train, lr_at, settings
 from pofx.train.ema import Ema
+from pofx.train.loop import Run
 from pofx.train.pool import Pool
 
 
 def run(name, images, folder, stop=lambda: False, preview=lambda seen: None, **train):
-    module, cfg = small(name, **train)
-    model = build(module, cfg)
+    model, train = build(*small(name)), budget(name, **train)
     with slot(folder) as held:
-        curve, *_ = loop.train(model, pool(images, cfg), cfg.train, 0, held, stop, preview)
+        curve, *_ = loop.train(model, pool(images, train), train, Run(0, held, stop, preview))
     return weights(model), curve
 
 
@@ -53,10 +55,9 @@ HELD = {"validation": 40, "patience": 2, "images": 24 * 30, "batch": 24, "rows":
 
 def prior(sprites, folder, stop=lambda: False, **train):
     """Trained on 24 images again and again, at a rate at which the loss on the 40 others soon rises."""
-    module, cfg = small("vqprior", **HELD | train)
-    model = build(module, cfg)
+    model, train = build(*small("vqprior")), budget("vqprior", **HELD | train)
     with slot(folder) as held:
-        curve, *_ = loop.train(model, pool(sprites[:64], cfg), cfg.train, 0, held, stop)
+        curve, *_ = loop.train(model, pool(sprites[:64], train), train, Run(0, held, stop))
     return model, curve
 
 
@@ -99,13 +100,12 @@ def test_watching_held_out_images_does_not_disturb_training(name, sprites, tmp_p
 
 
 def test_bf16_keeps_losses_in_float32(name, sprites, tmp_path):
-    module, cfg = small(name, images=4, batch=2, precision="bf16")
-    model = build(module, cfg)
+    model, train = build(*small(name)), budget(name, images=4, batch=2, precision="bf16")
     with torch.autocast("cpu", torch.bfloat16):
         terms = model(to_model(sprites[:2]))
     assert terms["loss"].dtype == torch.float32
     with slot(tmp_path) as held:
-        curve, *_ = loop.train(model, pool(sprites, cfg), cfg.train, 0, held)
+        curve, *_ = loop.train(model, pool(sprites, train), train, Run(0, held))
     assert all(math.isfinite(row["loss"]) for row in curve)
 
 
@@ -113,10 +113,9 @@ def test_accumulated_gradients_are_those_of_the_big_batch(sprites, tmp_path):
     """The VAE draws normal numbers alone, row by row: the parts of a batch see the same ones as the whole."""
     runs = {}
     for parts in (1, 2):
-        module, cfg = small("vae", images=96, batch=32, accumulate=parts)
-        model = build(module, cfg)
+        model, train = build(*small("vae")), budget("vae", images=96, batch=32, accumulate=parts)
         with slot(tmp_path / str(parts)) as held:
-            curve, *_ = loop.train(model, pool(sprites, cfg), cfg.train, 0, held)
+            curve, *_ = loop.train(model, pool(sprites, train), train, Run(0, held))
         runs[parts] = weights(model), curve
     (whole, curve), (parts, again) = runs[1], runs[2]
     start = weights(build(*small("vae")))
@@ -129,23 +128,32 @@ def test_accumulated_gradients_are_those_of_the_big_batch(sprites, tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"accumulate": 3}, r"vae.train.accumulate = 3 should divide the batch \(8\)"),
-        ({"clip": 0.0}, "vae.train.clip = 0.0 should be above 0"),
-        ({"rows": 0}, "vae.train.rows = 0 should be above 0"),
-        ({"images": 3}, r"vae.train.images = 3 should be at least one batch \(8\)"),
-        ({"patience": 2}, "vae.train.patience = 2 needs validation images"),
-        ({"validation": -1}, "vae.train.validation = -1 should not be below 0"),
-        ({"memory_mib": -1}, "vae.train.memory_mib = -1 should not be below 0"),
-        ({"rollbacks": -1}, "vae.train.rollbacks = -1 should not be below 0"),
-        ({"betas": [0.9, 1.0]}, r"vae.train.betas = \[0.9, 1.0\] should lie in \[0, 1\)"),
-        ({"betas": [0.9]}, r"vae.train.betas = \[0.9\] should have 2 entries"),
+        ({"accumulate": 3}, r"accumulate = 3 should divide the batch \(8\)"),
+        ({"clip": 0.0}, "clip = 0.0 should be above 0"),
+        ({"rows": 0}, "rows = 0 should be at least 1"),
+        ({"images": 3}, r"images = 3 should be at least one batch \(8\)"),
+        ({"patience": 2}, "patience = 2 needs validation images"),
+        ({"validation": -1}, "validation = -1 should be at least 0"),
+        ({"memory_mib": -1}, "memory_mib = -1 should be at least 0"),
+        ({"rollbacks": -1}, "rollbacks = -1 should be at least 0"),
+        ({"betas": [0.9, 1.0]}, r"betas = \[0.9, 1.0\] should lie in \[0, 1\)"),
+        ({"betas": [0.9]}, r"betas = \[0.9\] should have 2 entries"),
+        ({"lr": float("nan")}, "lr = nan should be a finite number"),
+        ({"ima": 3}, "unknown key 'ima' in .*train: did you mean images?"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(change, says):
-    tree = defaults()["vae"]
-    tree = tree | {"train": tree["train"] | {"batch": 8} | change}
-    with pytest.raises(UserError, match=says):
-        config.build(family.module("vae").Config, tree, "vae")
+    with pytest.raises(UserError, match="^vae.train." + says if "ima" not in change else says):
+        settings("vae", {"train": {"batch": 8}, "vae": {"train": change}})
+    with pytest.raises(UserError, match="^train." + says if "ima" not in change else says):
+        settings("vae", {"train": {"batch": 8} | change, "vae": {}})
+
+
+def test_a_family_trains_by_the_shared_block_and_its_own_key_by_key():
+    tree = {"train": {"batch": 16, "lr": 1e-3}, "vae": {"latent": 4, "train": {"lr": 0.5}}, "edm": {}}
+    assert settings("vae", tree) == Train(batch=16, lr=0.5)
+    assert settings("edm", tree) == Train(batch=16, lr=1e-3)
+    assert settings("ddpm", {}) == Train()
 
 
 def test_a_finished_run_is_exported_again_without_training(sprites, tmp_path):
@@ -169,10 +177,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_last_good_sta
         def __call__(self, step):
             return super().__call__(step) * (value if step == 2 else 1.0)
 
-    module, cfg = small("vae")
     with slot(tmp_path) as kept:
         with pytest.raises(UserError, match=r"diverged before 24 images: .*loss.*last good state is kept in"):
-            loop.train(build(module, cfg), Breaks(sprites, 8, 0, False), cfg.train, 0, kept)
+            loop.train(build(*small("vae")), Breaks(sprites, 8, 0, False), budget("vae"), Run(0, kept))
         saved = kept.load("cpu")
     assert saved["step"] == 2
     assert all(torch.as_tensor(v).isfinite().all() for v in saved["model"].values())
@@ -180,19 +187,27 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_last_good_sta
 
 def test_the_energy_guard_stops_the_run(sprites, tmp_path):
     module, cfg = small("ebm", "ebm=igebm")
-    model = build(module, replace(cfg, energy_limit=1e-6))
+    model = build(module, replace(cfg, contrast=replace(cfg.contrast, energy_limit=1e-6)))
+    train = budget("ebm")
     with slot(tmp_path) as held, pytest.raises(UserError, match="stopped at 8 images: the mean energy left its bounds"):
-        loop.train(model, pool(sprites, cfg), cfg.train, 0, held)
+        loop.train(model, pool(sprites, train), train, Run(0, held))
 
 
-class Toy(family.Family):
+def test_second_derivatives_are_not_compiled(sprites, tmp_path):
+    model, train = build(*small("vae")), budget("vae", compile=True)
+    model.second_order = True
+    with slot(tmp_path) as held, pytest.raises(UserError, match=r"^train\.compile = true: .*second derivatives"):
+        loop.train(model, pool(sprites, train), train, Run(0, held))
+
+
+class Toy(Family):
     """A weight that grows by about the learning rate a step; after `calm` images more than `limit` is a fault."""
 
     alarms = {"jump": "the weight jumped"}  # noqa: RUF012
     warnings = {"far": "the weight is far from where it began"}  # noqa: RUF012
 
     def __init__(self, limit=0.0, calm=32, fault="alarm", far=math.inf):
-        super().__init__()
+        super().__init__(None, SHAPE)
         self.net = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.net.weight)
         self.limit, self.calm, self.fault, self.far = limit, calm, fault, far
@@ -209,17 +224,17 @@ class Toy(family.Family):
         terms = {"loss": torch.where(faulty, math.nan, loss) if self.fault == "nan" else loss}
         return terms | {"alarm_jump": faulty & (self.fault == "alarm"), "warn_far": now > self.far}
 
-    def sample(self, noise, cfg):
+    def preview(self, noise):
         raise NotImplementedError
 
 
 def toy(images, folder, stop=lambda: False, train=None, **settings):
     """Weights, curve, events and the state last saved, of 8 rows of two steps of 8 images."""
-    budget = {"images": 128, "rows": 8, "lr": 0.1, "decay": "constant", "ema_half_life": 16, "rollbacks": 3}
-    _, cfg = small("vae", **budget | (train or {}))
+    eight = {"images": 128, "rows": 8, "lr": 0.1, "decay": "constant", "ema_half_life": 16, "rollbacks": 3}
+    train = budget("vae", **eight | (train or {}))
     model = Toy(**settings)
     with slot(folder) as held:
-        curve, _, events = loop.train(model, pool(images, cfg), cfg.train, 0, held, stop)
+        curve, _, events = loop.train(model, pool(images, train), train, Run(0, held, stop))
         saved = held.load("cpu")
     del saved["seconds"]
     return dict(model.state_dict()), curve, events, saved
@@ -266,7 +281,7 @@ def test_a_fault_that_stays_ends_the_run_when_no_roll_back_is_left(sprites, tmp_
     assert capsys.readouterr().err.count("back to 32 images") == 3
     with slot(tmp_path) as held:
         saved = held.load("cpu")
-    assert len(saved["guards"]["events"]) == 3 and not saved["guards"]["states"]
+    assert len(saved["safety"]["events"]) == 3 and not saved["safety"]["states"]
     assert all(v.isfinite().all() for v in saved["model"].values())
 
 
@@ -275,7 +290,7 @@ def test_without_roll_backs_no_state_is_kept_and_a_guard_ends_the_run(sprites, t
         toy(sprites, tmp_path, train={"rollbacks": 0}, limit=0.05, calm=64)
     with slot(tmp_path) as held:
         saved = held.load("cpu")
-    assert saved["step"] == 8 and saved["guards"] == {"used": 0, "states": [], "events": []}
+    assert saved["step"] == 8 and not saved["safety"]["states"] and not saved["safety"]["events"]
 
 
 @pytest.mark.parametrize("at", [*range(1, 11), 14])
@@ -300,9 +315,10 @@ def test_what_is_undone_does_not_depend_on_when_states_are_saved(sprites, tmp_pa
 
 def test_a_roll_back_restores_all_of_a_state(sprites, tmp_path, monkeypatch):
     """As if the rate had fallen at the row gone back to. An energy-based model has buffers that no gradient moves."""
-    module, cfg = small("ebm", "ebm=igebm", rollbacks=1, validation=16, images=64, rows=8)
+    cfg = small("ebm", "ebm=igebm")[1]
+    train = budget("ebm", rollbacks=1, validation=16, images=64, rows=8)
 
-    class Once(module.Model):
+    class Once(Contrast):
         """One alarm, in the fifth step, and none when that comes again."""
 
         calls = 0
@@ -311,15 +327,16 @@ def test_a_roll_back_restores_all_of_a_state(sprites, tmp_path, monkeypatch):
             self.calls += self.training
             return super().forward(x) | {"alarm_energy": torch.tensor(self.training and self.calls == 5)}
 
-    runs, rate = [], loop.lr_at
-    for model, falls in ((Once, math.inf), (module.Model, 16)):
-        monkeypatch.setattr(loop, "lr_at", lambda c, seen, at=falls: rate(c, seen) * (0.3 if seen >= at else 1.0))
+    runs, rate = [], lr_at
+    for model, falls in ((Once, math.inf), (Contrast, 16)):
+        monkeypatch.setattr(safety, "lr_at", lambda c, seen, at=falls: rate(c, seen) * (0.3 if seen >= at else 1.0))
         torch.manual_seed(0)
-        trained = model(cfg)
+        trained = model(cfg, SHAPE)
         with slot(tmp_path / model.__name__) as held:
-            curve, _, events = loop.train(trained, pool(sprites, cfg), cfg.train, 0, held)
+            curve, _, events = loop.train(trained, pool(sprites, train), train, Run(0, held))
             saved = held.load("cpu")
-        runs.append([curve, dict(trained.state_dict()), [saved[key] for key in ("model", "opt", "ema", "best")]])
+        parts = [saved[key] for key in ("model", "adam", "ema", "curve")]
+        runs.append([curve, dict(trained.state_dict()), parts, saved["safety"]["best"]])
         assert [event["images"] for event in events] == ([40] if model is Once else [])
     assert same(*runs)
 
@@ -359,13 +376,14 @@ def test_another_key_is_a_fresh_start(tmp_path):
         assert two.load("cpu") is None
 
 
-def test_fresh_forgets(tmp_path):
+def test_fresh_forgets_the_state_and_the_previews(tmp_path):
     with state.Slot(tmp_path, "train", [1]) as held:
         held.save({"step": 3})
+        files.write_npy(held.folder / "000000000016.npy", np.zeros(3))
     with state.Slot(tmp_path, "train", [1]) as held:
-        assert held.load("cpu") == {"step": 3}
+        assert held.load("cpu") == {"step": 3} and len(list(held.folder.glob("*.npy"))) == 1
     with state.Slot(tmp_path, "train", [1], fresh=True) as held:
-        assert held.load("cpu") is None
+        assert held.load("cpu") is None and not list(held.folder.glob("*.npy"))
 
 
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
@@ -410,12 +428,12 @@ def test_flips_mirror_about_half(sprites):
 
 
 def test_learning_rate_follows_images_not_steps():
-    _, cfg = small("vae", lr=1.0, warmup=100, images=1100, decay="cosine", batch=10)
-    assert loop.lr_at(cfg.train, 40) == pytest.approx(0.5)
-    assert loop.lr_at(cfg.train, 100) == pytest.approx(1.0)
-    assert loop.lr_at(cfg.train, 600) == pytest.approx(0.5)
-    assert loop.lr_at(cfg.train, 1100) == pytest.approx(0.0)
-    assert loop.lr_at(replace(cfg.train, batch=20), 600) == loop.lr_at(cfg.train, 600)
+    cfg = Train(lr=1.0, warmup=100, images=1100, decay="cosine", batch=10)
+    assert lr_at(cfg, 40) == pytest.approx(0.5)
+    assert lr_at(cfg, 100) == pytest.approx(1.0)
+    assert lr_at(cfg, 600) == pytest.approx(0.5)
+    assert lr_at(cfg, 1100) == pytest.approx(0.0)
+    assert lr_at(replace(cfg, batch=20), 600) == lr_at(cfg, 600)
 
 
 class Two(nn.Module):

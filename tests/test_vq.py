@@ -15,7 +15,7 @@ from pofx.models.vqprior.causal import PixelCNN, Transformer
 from pofx.models.vqvae.codebook import Codebook, perplexity
 from pofx.score.batches import Batches
 from pofx.score.likelihood import Likelihood, evaluate
-from pofx.train.loop import train
+from pofx.train.loop import Run, train
 
 D = 3 * 32 * 32
 NETWORKS = ("transformer", "pixelcnn")
@@ -219,7 +219,7 @@ def test_the_autoencoder_stays_as_it_is_and_goes_along(sprites, tmp_path):
     model = vqprior(base=vqvae(sprites))
     before = {k: v.clone() for k, v in model.base.state_dict().items()}
     with slot(tmp_path) as held:
-        train(model, pool(sprites, model.cfg), model.cfg.train, 0, held)
+        train(model, pool(sprites, model.cfg), model.cfg.train, Run(0, held))
     assert model.net.head.weight.abs().sum() > 0
     assert all(torch.equal(v, before[k]) for k, v in model.base.state_dict().items())
     family.save_model(tmp_path / "vqprior", "vqprior", model.cfg, model, {})

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,6 +60,21 @@ def _name(device: torch.device) -> str:
     cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     threads = torch.get_num_threads()
     return f"{cpu or platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def arithmetic(device: torch.device, precision: str) -> dict[str, Any]:
+    """What the last digits of a result depend on besides code, data and seed: sums in another order round otherwise.
+
+    Args:
+        precision: of the network, fp32 or bf16.
+    """
+    return {
+        "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "processes": dist.world(),
+        "dtype": {"fp32": "float32", "bf16": "bfloat16"}[precision],
+    }
 
 
 def peak_mib(device: torch.device) -> float:

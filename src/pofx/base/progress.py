@@ -24,8 +24,10 @@ class Bar(tqdm):
             print(msg if msg is not None else str(self), file=sys.stderr, flush=True)
         return True
 
-    def note(self, text: str) -> None:
-        """Print a line without breaking the bar."""
-        if self._tty:
-            self.clear()
-        print(text, file=sys.stderr, flush=True)
+    @classmethod
+    def note(cls, text: str) -> None:
+        """Print a line without breaking the bar that is open."""
+        if sys.stderr.isatty():
+            cls.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)

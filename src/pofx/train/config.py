@@ -9,6 +9,8 @@ from annotated_types import Ge, Gt
 from pofx.base import config
 from pofx.base.errors import UserError
 
+HARMLESS = ("save_seconds", "memory_mib", "preview_rows")  # settings that decide no weight
+
 
 @dataclass(frozen=True)
 class Train:
@@ -45,6 +47,28 @@ class Train:
             raise ValueError(f"patience = {self.patience} needs validation images")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas = {list(self.betas)} should lie in [0, 1)")
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the weights, and so whether a resumable state may be resumed."""
+        return {key: value for key, value in asdict(self).items() if key not in HARMLESS}
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole budget."""
+        return self.images // self.batch
+
+    @property
+    def row_steps(self) -> int:
+        """Steps of a row of the curve; the last row may have fewer."""
+        return -(-self.steps // self.rows)
+
+    def ends_row(self, step: int) -> bool:
+        """Whether a row of the curve ends after `step` steps."""
+        return step == self.steps or step % self.row_steps == 0
+
+    def shows(self, step: int) -> bool:
+        """Whether a preview is due after `step` steps."""
+        return self.preview_rows > 0 and step % (self.preview_rows * self.row_steps) == 0
 
 
 def settings(name: str, tree: dict[str, Any] | None = None) -> Train:

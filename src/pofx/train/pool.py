@@ -19,20 +19,20 @@ class Pool:
         images: the whole set.
         batch: images a step.
         flip: mirror each image left-right with probability one half.
-        validation: the last images, which are in no batch but in `held_out`.
+        validation: the last images, held out of the batches, in `held_out`.
 
     Raises:
         UserError: no image is left.
     """
 
-    def __init__(self, images: UInt8[Tensor, "n 3 32 32"], batch: int, seed: int, flip: bool, validation: int = 0):
+    def __init__(self, images: UInt8[Tensor, "n c h w"], batch: int, seed: int, flip: bool, validation: int = 0):
         if validation >= len(images):
             raise UserError(f"train.validation = {validation} should be below the {len(images)} training images")
         self.images, self.held_out = images[: len(images) - validation], images[len(images) - validation :]
         self.batch, self.seed, self.flip = batch, seed, flip
         self._orders: dict[int, Tensor] = {}
 
-    def __call__(self, step: int) -> Float[Tensor, "b 3 32 32"]:
+    def __call__(self, step: int) -> Float[Tensor, "b c h w"]:
         """The batch of this step, in [-1, 1]. Call after the step's seeding: flips come from the global generator."""
         n, first = len(self.images), step * self.batch
         epochs = range(first // n, (first + self.batch - 1) // n + 1)

@@ -1,4 +1,4 @@
-"""Guards of a training run: what fired, and the roll-backs that mend it.
+"""What may end a training early or undo a part of it: guards with roll-backs, and early stopping by validation images.
 
 A fault begins before it is seen: a roll-back goes to the oldest of the states kept at the last rows of the curve, of
 which the start is one. The batches and the noise of its steps come again; the learning rate is what differs.
@@ -8,40 +8,110 @@ import copy
 import math
 from typing import Any
 
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from pofx.base import dist, machine
+from pofx.base.errors import UserError
+from pofx.base.images import to_model
+from pofx.base.progress import Bar
+from pofx.base.rng import fold
 from pofx.models.family import Family
+from pofx.train.config import Train, lr_at
+from pofx.train.state import Slot
 
 FACTOR = 0.3  # of the learning rate, at every roll-back
 KEPT = 3  # states
-ALARM, WARNING = "alarm_", "warn_"  # how the family's terms are called that are none of the curve
+ALARM, WARNING = "alarm_", "warn_"  # how a family's terms begin that are no part of the curve
 
 
-class Guards:
-    """What the guards of a run know and did; resumable.
+def guide_step(model: Family, cfg: Train) -> int | None:
+    """Step after which the averaged network is kept as the guide of a denoiser; None: the model has no guide."""
+    if getattr(model, "guide", None) is None:  # no import of Denoiser: an edit of it must not retrain other families
+        return None
+    keep_at = max(1, int(model.cfg.guide * cfg.images))
+    return -(-keep_at // cfg.batch)
+
+
+class Safety:
+    """Answers what to do after a row of the curve; resumable.
 
     Args:
-        model: whose `alarms` and `warnings` say what the terms of these names mean.
-        parts: what a state is made of, each with state_dict and load_state_dict.
-        rollbacks: how many there may be; 0: no state is kept.
+        parts: what a state is made of, each with state_dict and load_state_dict: model, optimiser, EMA, curve.
+        slot: where the last good state is saved.
+        seed: of the noise of validation.
+        held_out: validation images, maybe none.
     """
 
-    def __init__(self, model: Family, parts: dict[str, Any], rollbacks: int):
-        self.model, self.parts, self.rollbacks = model, parts, rollbacks
-        self.used = 0
+    def __init__(
+        self, parts: dict[str, Any], cfg: Train, slot: Slot, seed: int, held_out: UInt8[Tensor, "n c h w"]
+    ) -> None:
+        self.parts, self.cfg, self.slot, self.seed, self.held_out = parts, cfg, slot, seed, held_out
+        self.model, self.ema, self.curve = parts["model"], parts["ema"], parts["curve"]
+        self.used = 0  # roll-backs
         self.states: list[dict[str, Any]] = []
         # images, guard, did; of a warning also the rows, those included that a roll-back undid
         self.events: list[dict[str, int | str]] = []
+        # the smallest validation loss, the averaged weights that had it, and the rows of the curve since
+        self.best: dict[str, Any] = {"loss": math.inf, "rows": 0, "weights": None}
+        self._keep(0)
 
     @property
     def left(self) -> int:
-        return self.rollbacks - self.used
+        """Roll-backs that are left."""
+        return self.cfg.rollbacks - self.used
 
     @property
-    def factor(self) -> float:
-        """Of the learning rate."""
-        return FACTOR**self.used
+    def stops_early(self) -> bool:
+        """Whether the validation loss has not fallen for `patience` rows."""
+        return 0 < self.cfg.patience <= self.best["rows"]
 
-    def fault(self, means: dict[str, float], seen: int) -> tuple[str, str] | None:
-        """The guard that fired in an interval of the given means, and the reason to end there; None: all is well."""
+    def rate(self, step: int) -> float:
+        """Learning rate of the step that follows `step` steps."""
+        return lr_at(self.cfg, step * self.cfg.batch) * FACTOR**self.used
+
+    def check_memory(self) -> None:
+        """To be called after every step.
+
+        Raises:
+            UserError: this process has taken more memory than `memory_mib`.
+        """
+        if 0 < self.cfg.memory_mib < (peak := machine.peak_mib(self.held_out.device)):
+            took = f"training took {peak:,.0f} MiB, more than train.memory_mib = {self.cfg.memory_mib:,}"
+            raise UserError(f"{took}: raise train.accumulate or lower train.batch")
+
+    def ask(self, step: int) -> int:
+        """What now, after `step` steps? To be asked at the end of every row of the curve, and before a save within one.
+
+        Returns:
+            The step to go on from: `step` or, after a roll-back, an earlier one.
+
+        Raises:
+            UserError: a guard fired, and no roll-back is left.
+        """
+        means = self.curve.means(1 + (step - 1) % self.cfg.row_steps)
+        fault = self._fault(means, step * self.cfg.batch)
+        if fault and not self.left:
+            folder = self.slot.folder
+            kept = f"the last good state is kept in {folder}" if self.slot.path.exists() else "nothing was saved"
+            raise UserError(f"{fault[1]}; {kept}")
+        if not self.cfg.ends_row(step):  # a fault waits for the end of its row: no clock has a say in what is undone
+            return step
+        if fault:
+            return self._roll_back(fault[0], step)
+        self._end_row(step, means)
+        return step
+
+    def finish(self) -> None:
+        """Leave the model with the weights of the smallest validation loss, or with the averaged ones."""
+        if self.best["weights"] is None:
+            self.ema.swap()
+        else:
+            self.model.load_state_dict(self.best["weights"])
+
+    def _fault(self, means: dict[str, float], seen: int) -> tuple[str, str] | None:
+        """The guard that fired in steps of the given means, and the reason to end there; None: all is well."""
         for key, share in means.items():
             if key.startswith(ALARM) and share > 0:
                 name = key.removeprefix(ALARM)
@@ -51,37 +121,75 @@ class Guards:
             return "not finite", f"diverged before {seen:,} images: {reason}"
         return None
 
-    def warn(self, means: dict[str, float], seen: int) -> list[str]:
-        """Count the warnings that held in more than half of a row's steps; returns what to say of the new ones."""
-        said = []
-        for name in (key.removeprefix(WARNING) for key, share in means.items() if key[:5] == WARNING and share > 0.5):
-            known = [event for event in self.events if event["guard"] == name and event["did"] == "warned"]
-            if known:
-                known[0]["rows"] += 1
+    def _end_row(self, step: int, means: dict[str, float]) -> None:
+        row: dict[str, int | float] = {"images": step * self.cfg.batch}
+        row |= {key: mean for key, mean in means.items() if not key.startswith((ALARM, WARNING))}
+        row["lr"] = self.rate(step - 1)
+        if len(self.held_out):
+            with self.ema.swapped():
+                row["val_loss"] = loss = self._validate()
+                if step >= (guide_step(self.model, self.cfg) or 0):  # earlier weights would be without their guide
+                    self._compare(loss)
+        self._warn(means, row["images"])
+        self.curve.end(row)
+        self._keep(step)
+
+    @torch.no_grad()
+    def _validate(self) -> float:
+        """Mean loss of the validation images, under the same noise every time; leaves the model in train mode."""
+        self.model.eval()
+        torch.manual_seed(fold(self.seed, "validation"))  # a step seeds by itself: nothing else is disturbed
+        with torch.autocast(self.held_out.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16"):
+            parts = self.held_out.split(self.cfg.batch)
+            losses = [self.model.validate(to_model(part)).double() for part in parts]
+        self.model.train()
+        return dist.average(torch.cat(losses).mean()).item()
+
+    def _compare(self, loss: float) -> None:
+        """Keep the weights that the model has now, if their validation loss is the smallest so far."""
+        self.best["rows"] += 1
+        if loss < self.best["loss"]:
+            weights = {key: value.detach().clone() for key, value in self.model.state_dict().items()}
+            self.best = {"loss": loss, "rows": 0, "weights": weights}
+
+    def _warn(self, means: dict[str, float], seen: int) -> None:
+        """Count the rows in which a warning held in more than half of the steps; say it the first time."""
+        for key, share in means.items():
+            if not key.startswith(WARNING) or share <= 0.5:
+                continue
+            name = key.removeprefix(WARNING)
+            before = [event for event in self.events if event["guard"] == name and event["did"] == "warned"]
+            if before:
+                before[0]["rows"] += 1
             else:
                 self.events.append({"images": seen, "guard": name, "did": "warned", "rows": 1})
-                said.append(f"warning: at {seen:,} images: {self.model.warnings[name]}")
-        return said
+                Bar.note(f"warning: at {seen:,} images: {self.model.warnings[name]}")
 
-    def keep(self, step: int) -> None:
+    def _keep(self, step: int) -> None:
         """Keep the good state after `step` steps, while there is a roll-back left to use it."""
         if self.left:
-            state = {key: part.state_dict() for key, part in self.parts.items()}
-            self.states = [*self.states, copy.deepcopy(state) | {"step": step}][-KEPT:]
+            state = {key: part.state_dict() for key, part in self.parts.items()} | {"best": self.best, "step": step}
+            self.states = [*self.states, copy.deepcopy(state)][-KEPT:]
 
-    def roll_back(self, name: str, seen: int, batch: int) -> int:
-        """Go back to the oldest state kept, since the guard `name` fired at `seen` images; returns its step."""
-        state = self.states[0]
-        for key, part in self.parts.items():  # an optimiser goes on in the tensors it is given: they are kept apart
-            part.load_state_dict(copy.deepcopy(state[key]))
+    def _roll_back(self, name: str, step: int) -> int:
+        """Go back to the oldest state kept, since the guard `name` fired; returns its step."""
+        state = copy.deepcopy(self.states[0])  # an optimiser goes on in the tensors that it is given
+        for key, part in self.parts.items():
+            part.load_state_dict(state[key])
+        self.best = state["best"]
         self.used += 1
-        self.states = [state] if self.left else []
-        did = f"rolled back to {state['step'] * batch:,} images, learning rate x {FACTOR}"
+        self.states = self.states[:1] if self.left else []
+        seen, back = step * self.cfg.batch, state["step"] * self.cfg.batch
+        did = f"rolled back to {back:,} images, learning rate x {FACTOR}"
         self.events.append({"images": seen, "guard": name, "did": did})
+        Bar.note(
+            f"guard {name!r} fired at {seen:,} images: back to {back:,} images, "
+            f"learning rate {self.rate(state['step']):.3g}, roll-backs left: {self.left}"
+        )
         return state["step"]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"used": self.used, "states": self.states, "events": self.events}
+        return {"used": self.used, "states": self.states, "events": self.events, "best": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.used, self.states, self.events = (state[key] for key in ("used", "states", "events"))
+        self.used, self.states, self.events, self.best = (state[key] for key in ("used", "states", "events", "best"))

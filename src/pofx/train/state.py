@@ -2,8 +2,11 @@
 
 DVC deletes a stage's outputs before it runs it, so the state lives in `runs/<stage>/<key>/`, where key is a hash of all
 that the result depends on: parameters, code, input data. An interrupted run with the same key goes on where it stopped;
-a change of any of them is another key, and a fresh start. One run at a time holds a slot; of the processes of a run the
-first holds it and saves for all, and how many there are is no part of the key.
+a change of any of them is another key, and a fresh start. Parameters are taken as the code resolves them, with defaults
+filled in: how params.yaml spells them is no part of the key. One run at a time holds a slot; of the processes of a run
+the first holds it and saves for all, and how many there are is no part of the key.
+
+A resumed run is bitwise the undisturbed one on the same machine, with as many threads and the same dtype.
 """
 
 import fcntl
@@ -12,6 +15,7 @@ import io
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +76,8 @@ class Slot:
         self._lock.write(str(os.getpid()))
         self._lock.flush()
         if fresh:
-            self.path.unlink(missing_ok=True)
+            for path in (self.path, *self.folder.glob("*.npy")):  # the state, and previews of an earlier run
+                path.unlink(missing_ok=True)
 
     def __enter__(self) -> "Slot":
         return self
@@ -96,3 +101,42 @@ class Slot:
         torch.save(state, buffer)
         with atomic(self.path) as file:
             file.write(buffer.getbuffer())
+
+
+class Checkpoint:
+    """The state of one training in its slot.
+
+    Args:
+        parts: what it is made of, each with state_dict and load_state_dict.
+
+    Attributes:
+        age: seconds since the last save.
+        seconds: of training so far, in all of its runs.
+    """
+
+    def __init__(self, slot: Slot, parts: dict[str, Any]):
+        self.slot, self.parts = slot, parts
+        self._before, self._began, self._saved = 0.0, time.monotonic(), time.monotonic()
+
+    def load(self, device: torch.device | str) -> int:
+        """Bring the parts to the state last saved, if there is one; returns its step, else 0."""
+        state = self.slot.load(device)
+        if state is None:
+            return 0
+        for key, part in self.parts.items():
+            part.load_state_dict(state[key])
+        self._before, self._began, self._saved = state["seconds"], time.monotonic(), time.monotonic()
+        return state["step"]
+
+    def save(self, step: int) -> None:
+        state = {key: part.state_dict() for key, part in self.parts.items()}
+        self.slot.save(state | {"step": step, "seconds": self.seconds})
+        self._saved = time.monotonic()
+
+    @property
+    def age(self) -> float:
+        return time.monotonic() - self._saved
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._began

@@ -1,0 +1,89 @@
+"""The stage that trains: what it hands to the loop, what a state belongs to, what it writes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pofx.base import config, files
+from pofx.base.errors import UserError
+from pofx.data.sprites import generate
+from pofx.models import edm
+from stages import train as stage
+
+TINY = {"net": {"channels": 8, "attention": [], "patch": 4}}
+BUDGET = {"images": 32, "rows": 2, "preview_rows": 1, "warmup": 0}
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    """(64, 3, 32, 32), as the training data of a repository in the current folder."""
+    images = generate(64, seed=7)[0]
+    files.write_npy(tmp_path / "data/train.npy", images)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stage, "RUNS", tmp_path / "runs")
+    yield images
+    config.params.cache_clear()
+
+
+def run(section: dict, **train) -> None:
+    """The stage, with the family's section and the shared block as given."""
+    Path("params.yaml").write_text(json.dumps({"seed": 0, "train": BUDGET | train, "edm": section}))
+    config.params.cache_clear()
+    stage.main("edm", None)
+
+
+def slots() -> list[Path]:
+    return list(Path("runs/train_edm").iterdir())
+
+
+def test_a_family_sees_the_training_images_without_the_validation_part(images, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(edm.Model, "prepare", lambda self, x, batch: seen.update(prepare=x, batch=batch) or {})
+    monkeypatch.setattr(edm.Model, "finish", lambda self, x: seen.update(finish=x))
+    run(TINY, validation=24, accumulate=2)
+    for hook in ("prepare", "finish"):
+        np.testing.assert_array_equal(seen[hook].numpy(), images[:40])
+    assert seen["batch"] == 4, "images of a part of a batch"
+
+
+def test_the_card_says_what_bitwise_weights_depend_on(images):
+    run(TINY)
+    card = files.read_json(Path("models/edm/model.json"))
+    assert card["format"] == 2 and card["shape"] == [3, 32, 32] and card["train"]["images"] == 32
+    assert card["config"]["net"]["channels"] == 8 and "train" not in card["config"]
+    want = {"seed": 0, "device": "cpu", "threads": 1, "processes": 1, "dtype": "float32"}
+    want |= {"instructions": torch.backends.cpu.get_cpu_capability(), "data": files.digest(Path("data/train.npy"))}
+    assert {key: card["provenance"][key] for key in want} == want and card["provenance"]["code"]
+
+
+def test_a_state_belongs_to_the_resolved_parameters(images):
+    """However params.yaml spells them: with defaults written out, and in whichever block."""
+    run(TINY)
+    run(TINY | {"log_mean": edm.Config().log_mean, "train": {"clip": 1000.0}}, save_seconds=5.0)
+    assert len(slots()) == 1
+    run(TINY | {"log_mean": -1.0})
+    run(TINY, clip=1.0)
+    assert len(slots()) == 3
+
+
+def test_starting_over_leaves_no_preview_of_an_earlier_run(images, monkeypatch):
+    run(TINY)
+    (folder,) = slots()
+    assert sorted(path.stem for path in folder.glob("*.npy")) == ["000000000016", "000000000032"]
+    files.write_npy(folder / "000000000008.npy", np.zeros((16, 3, 32, 32), np.uint8))
+    monkeypatch.setenv("FRESH", "1")
+    run(TINY)
+    assert sorted(path.stem for path in folder.glob("*.npy")) == ["000000000016", "000000000032"]
+
+
+def test_more_memory_than_the_bound_ends_a_training(images, monkeypatch):
+    """At its first step; and the bound is no part of what a state belongs to."""
+    monkeypatch.setattr(stage.machine, "StopRequest", lambda minutes: lambda: pytest.fail("a step more"))
+    for bound in (1, 2):
+        says = rf"training took [0-9,]+ MiB, more than train\.memory_mib = {bound}: raise train\.accumulate"
+        with pytest.raises(UserError, match=says):
+            run(TINY, memory_mib=bound)
+    assert len(slots()) == 1
