@@ -1,6 +1,6 @@
 """Stages that several processes can share: `NPROC=2 dvc repro train_ddpm`, `NPROC=2 python -m stages.train ddpm`.
 
-The stage then starts itself NPROC times, on a GPU each or with the CPU's cores divided, and tells each copy who it is
+The stage then starts itself NPROC times, on a GPU each or with the CPU's cores divided, and gives each copy its rank
 by torchrun's variables; so `torchrun --nproc_per_node=2 -m stages.train ddpm` works as well. torchrun itself would turn
 every exit code into 1, and let its workers live on where a kill ends it. The number of processes is no parameter: it
 decides nothing but the time, and DVC reruns what a changed parameter or command changes.
@@ -30,14 +30,14 @@ def run(main: Callable[..., None], *args, **how) -> None:
 def _joined(main: Callable[..., None], *args) -> None:
     try:
         with ExitStack() as stack:
-            if not dist.first():  # what is to be said is the same in all: the first says it
+            if not dist.first():  # all would print the same: the first does
                 stack.enter_context(redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
             dist.join()
             main(*args)
             dist.leave()
     except Exception:
-        # So with errors, or the first has failed and the launcher ends this process: it waits for that. What this one
-        # alone knows it says itself.
+        # Mostly all fail alike, or the first has failed and the launcher ends this process: it waits for that. Only
+        # then is the error its own, and printed.
         if not dist.first():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(5 * GRACE)
@@ -53,10 +53,10 @@ def _launched(main: Callable[..., None], *args) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    told = {"OMP_NUM_THREADS": str(max(1, stages.CORES // count))} | os.environ
-    told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": asked, "LOCAL_WORLD_SIZE": asked}
+    variables = {"OMP_NUM_THREADS": str(max(1, stages.CORES // count))} | os.environ
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": asked, "LOCAL_WORLD_SIZE": asked}
     command = [sys.executable, *sys.orig_argv[1:]]
-    copies = [subprocess.Popen(command, env=told | {"RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(count)]
+    copies = [subprocess.Popen(command, env=variables | {"RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(count)]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches the copies by itself
     signal.signal(signal.SIGTERM, lambda *_: [copy.terminate() for copy in copies])
     sys.exit(_wait(copies))

@@ -53,9 +53,9 @@ CASES = {  # case -> what differs from a tiny model of the family, and from the 
 }
 BUDGET = {"images": 80, "batch": 8, "rows": 10, "lr": 1e-3, "warmup": 0, "save_seconds": 0.0, "preview_rows": 0}
 STOPPED = "ebm-igebm"  # it has most of what a state can hold
-# What counts as rounding in a curve: 2e-5 of either was seen. Absolute as well: a loss that is a difference of energies
-# may be near zero, and its rounding is relative to the energies, which are of order one.
-ROUNDING = {"rel": 1e-4, "abs": 1e-4}
+# What counts as rounding in a curve: 1e-4 of a gradient's norm was seen, without AVX. Absolute as well: a loss that is
+# a difference of energies may be near zero, and its rounding is relative to the energies, which are of order one.
+ROUNDING = {"rel": 1e-3, "abs": 1e-4}
 
 
 def train(case: str, folder: Path, stop=lambda: False):
@@ -269,7 +269,7 @@ def test_other_errors_are_not_taken_for_lack_of_memory():
 
 def test_training_draws_its_random_numbers_by_image():
     """torch's own would be the same ones for the rows of every process."""
-    allowed = {"codebook.py": 3, "contrast.py": 4, "perceptual.py": 1, "refinenet.py": 1, "unet.py": 1}
+    allowed = {"codebook.py": 3, "contrast.py": 3, "perceptual.py": 1, "refinenet.py": 1, "unet.py": 1}
     found = {}
     for path in (ROOT / "src/pofx/models").rglob("*.py"):
         drawn = re.findall(

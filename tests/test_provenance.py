@@ -1,4 +1,4 @@
-"""Which code a number comes from: told where it is known, unknown elsewhere."""
+"""Which code a number comes from: its commit, or unknown without a repository."""
 
 import subprocess
 
@@ -21,11 +21,11 @@ def clone(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_clone_knows_its_commit_and_whether_its_code_was_changed(clone):
+def test_a_clone_has_a_commit_and_its_code_may_be_changed(clone):
     commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=clone, text=True).strip()
     assert provenance.revision(clone) == (commit, False)
     (clone / "params.yaml").write_text("seed: 1\n")
-    assert provenance.revision(clone) == (commit, False), "parameters are told apart"
+    assert provenance.revision(clone) == (commit, False), "parameters are recorded by themselves"
     (clone / "src/b.py").touch()
     assert provenance.revision(clone) == (commit, True)
 
@@ -36,5 +36,5 @@ def test_a_copy_without_git_is_unknown(clone, tmp_path_factory, monkeypatch):
     assert provenance.revision(clone / "copy") == ("unknown", None), "not the repository around it"
     monkeypatch.setenv("PATH", "")
     assert provenance.revision(clone) == ("unknown", None), "no git"
-    told = provenance.here(clone)
-    assert told["revision"] == "unknown" and told["torch"] and "Python" in told["system"]
+    found = provenance.here(clone)
+    assert found["revision"] == "unknown" and found["torch"] and "Python" in found["system"]
