@@ -1,6 +1,5 @@
 """A small made-up run, as the stages would have written it."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -159,44 +158,34 @@ def fake_energy(f: str, keys: list[str] = KEYS) -> dict[str, Any]:
 
 
 def fake_material(folder: Path, metrics: Metrics) -> page.Material:
-    folder.mkdir()
+    """The same with the pictures and curves that stages leave in `folder`."""
     rng, seen = np.random.default_rng(0), np.arange(1, 101) * 1000
+
+    def picture(name: str, width: int = 34) -> None:
+        path = folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (34, width, 3), dtype=np.uint8)).save(path)
+
+    (folder / "curves").mkdir(parents=True)
     for f in MODELS:
-        frame = pd.DataFrame(
-            {
-                "images": seen,
-                "loss": np.exp(-seen / 30_000) + 0.02 * rng.normal(size=100),
-                "part": rng.uniform(size=100),
-            }
-        )
-        frame.assign(grad_norm=1 / seen, lr=1e-3).to_csv(folder / f"{f}.csv", index=False)
-    for row in ROWS:
-        Image.fromarray(rng.integers(0, 256, (34, 34, 3), dtype=np.uint8)).save(folder / f"{row}.png")
-    shutil.copy(folder / f"{MODELS[0]}.png", folder / "data.png")
-    Image.new("RGB", (8, 8)).save(folder / "class_balance.png")
-    redrawn: dict[str, dict[int, Path]] = {row: {} for row in ROWS}
-    for row, k in [(row, k) for row in metrics.get("fd_effnet_seeds", {}) for k in (1, 2)]:
-        redrawn[row][k] = folder / f"{row}.seed{k}.png"
-        Image.fromarray(rng.integers(0, 256, (34, 34, 3), dtype=np.uint8)).save(redrawn[row][k])
-    pictures = {name: folder / f"{name}.png" for name in ("strip", "ladder", "interpolation", "progress")}
-    for path in pictures.values():
-        Image.fromarray(rng.integers(0, 256, (34, 72, 3), dtype=np.uint8)).save(path)
-    shown = {"vae": [*page.CODE_PICTURES, "neighbours"], "ncsn": ["neighbours"]}
+        loss = np.exp(-seen / 30_000) + 0.02 * rng.normal(size=100)
+        frame = pd.DataFrame({"images": seen, "loss": loss, "part": rng.uniform(size=100)})
+        frame.assign(grad_norm=1 / seen, lr=1e-3).to_csv(folder / f"curves/{f}.csv", index=False)
+    picture("samples/data")
+    picture("data/class_balance")
+    for row, f in ROWS.items():
+        for name in [row, *(f"{row}.seed{k}" for k in (1, 2) if row in metrics.get("fd_effnet_seeds", {}))]:
+            picture(f"samples/{f}/{name}")
+    wide = [f"denoising/{f}/{name}" for f in SWEPT for name in page.DENOISING]
+    wide += [f"energy/{f}/{n}" for f in BASED for n in ("inpainting", "denoising", f"chain_{f}", f"chain_{f}-fresh")]
+    wide += [f"fid/vae/{name}" for name in (*page.CODE_PICTURES, "neighbours")] + ["fid/ncsn/neighbours"]
+    for name in [*wide, "progress/vae", "progress/ncsn"]:
+        picture(name, 72)
     return page.Material(
         models=MODELS,
         metrics=metrics,
         data={"name": "sprites", "images": {"train": 20_000, "test": 4000}},
-        curves={f: folder / f"{f}.csv" for f in MODELS},
-        samples={f: folder / f"{f}.png" for f in ("data", *ROWS)},
-        exploration=[folder / "class_balance.png"],
         sweeps={f: fake_sweep(1.0 + i) for i, f in enumerate(SWEPT)},
-        denoising={f: {k: v for k, v in pictures.items() if k != "progress"} for f in SWEPT},
         energies={f: fake_energy(f) for f in BASED},
-        uses={
-            f: dict.fromkeys(("inpainting", "denoising", f"chain_{f}", f"chain_{f}-fresh"), pictures["strip"])
-            for f in BASED
-        },
-        progress={f: pictures["progress"] for f in ("vae", "ncsn")},
-        pictures={f: dict.fromkeys(names, pictures["progress"]) for f, names in shown.items()},
-        redrawn=redrawn,
+        plots=folder,
     )

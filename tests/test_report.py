@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from plotly.offline import get_plotlyjs
 
 from pofx.base.errors import UserError
 from pofx.base.files import read_json
-from pofx.report import charts, notices, page, plots, tables, text
+from pofx.report import charts, interactive, notices, page, plots, tables, text
 from pofx.report import metrics as measured
 
 
@@ -184,13 +185,9 @@ def test_a_codebook_has_a_figure(tmp_path):
     assert (row["perplexity"][0], row["codes used"][0]) == ("2.5 of 4", "75.0%")
 
 
-def test_the_figure_of_a_codebook_draws_every_count_and_the_even_share(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: seen.append(figure))
-    plots.codebook(
-        {"a": [5, 2, 1, 0], "b": [3, 3]}, {"a": 2.5, "b": 2.0}, {"a": "red", "b": "blue"}, tmp_path / "x.png"
-    )
-    first, second = seen[0].axes
+def test_the_figure_of_a_codebook_draws_every_count_and_the_even_share():
+    figure = plots.codebook({"a": [5, 2, 1, 0], "b": [3, 3]}, {"a": 2.5, "b": 2.0}, {"a": "red", "b": "blue"})
+    first, second = figure.axes
     assert [bar.get_height() for bar in first.patches] == [5, 2, 1, 0]
     assert first.lines[0].get_ydata()[0] == 2 and second.lines[0].get_ydata()[0] == 3
     assert "perplexity 2.5 of 4" in first.get_title(loc="left")
@@ -201,7 +198,8 @@ def test_a_run_without_codes_and_pictures_is_shown_too(tmp_path):
     metrics = {key: row for key, row in fake_metrics().items() if key not in (*CODE, "recon_fd_effnet", "guards")}
     for row in metrics["protocol"].values():
         row.pop("traversal", None), row.pop("n_reference", None)
-    got = dataclasses.replace(fake_material(tmp_path / "in", metrics), pictures={})
+    got = fake_material(tmp_path / "in", metrics)
+    shutil.rmtree(tmp_path / "in/fid")
     page.build(got, tmp_path / "report", tmp_path / "comparison")
     html, markdown = ((tmp_path / "report" / name).read_text() for name in ("index.html", "report.md"))
     html = html.replace(get_plotlyjs(), "")
@@ -215,7 +213,8 @@ def test_a_run_without_codes_and_pictures_is_shown_too(tmp_path):
 
 def test_without_denoisers_there_are_no_empty_sections(tmp_path):
     got = fake_material(tmp_path / "in", fake_metrics())
-    got = dataclasses.replace(got, sweeps={}, denoising={}, energies={}, uses={}, progress={})
+    got = dataclasses.replace(got, sweeps={}, energies={})
+    shutil.rmtree(tmp_path / "in/progress")
     page.build(got, tmp_path / "report", tmp_path / "comparison")
     html, markdown = ((tmp_path / "report" / name).read_text() for name in ("index.html", "report.md"))
     assert not Page(html).open
@@ -235,7 +234,8 @@ def test_the_figure_of_a_sweep_stands_what_a_run_may_bring(tmp_path):
         "below": [below, lonely],
         "four": [below, refused, below, lonely],
     }.items():
-        plots.nfe({f"f{i}": sweep for i, sweep in enumerate(sweeps)}, -0.001, tmp_path / f"{name}.png")
+        chart = charts.nfe({f"f{i}": sweep for i, sweep in enumerate(sweeps)}, -0.001)
+        plots.save(plots.draw(chart.still, shared=True), tmp_path / f"{name}.png")
         assert (np.asarray(Image.open(tmp_path / f"{name}.png"))[..., 3] > 0).any()
 
 
@@ -376,10 +376,11 @@ def test_the_front_holds_what_nothing_beats():
     metrics["fd_effnet"] |= {"vae": 700.0, "ebm": 800.0, "ncsn": 600.0, "vae-mixture": 900.0}
     found = measured.table(MODELS, metrics)
     chart = charts.cost(found, measured.distance_keys(metrics), ROWS, tints)
-    figure = chart.panels[""]["train_seconds/fd_effnet"]
-    front = next(trace for trace in figure.data if trace.name == "Pareto front")
-    assert (front.x, front.y) == ((61, 183), (700, 600))
-    assert {trace.name for trace in figure.data} == {"Pareto front", *ROWS, "floor (62)"}
+    panel = chart.panels[""]["train_seconds/fd_effnet"]
+    front = next(line for line in panel.lines if line.name == "Pareto front")
+    assert (front.x, front.y) == ([61, 183], [700, 600])
+    traces = interactive.figure(panel)["data"]
+    assert [trace["name"] for trace in traces] == ["Pareto front", *ROWS, "floor (62)"]
     assert list(chart.choices["Cost"])[:3] == ["train_seconds", "sample_seconds_per_1000", "nfe"]
 
 
@@ -449,4 +450,4 @@ def test_between(pair, shown):
 
 
 def test_short_numbers_have_no_exponent():
-    assert [plots.short(v) for v in (1400.0, 99.96, 0.0123, 25.316)] == ["1,400", "100", "0.0123", "25.3"]
+    assert [text.short(v) for v in (1400.0, 99.96, 0.0123, 25.316)] == ["1,400", "100", "0.0123", "25.3"]

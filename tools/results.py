@@ -32,7 +32,7 @@ KEPT, SHOWN = 64, 10  # images of a row in samples.npz, and in samples.png
 FIGURES = ("cost", "nfe", "chain")  # of plots/comparison, those that the run has
 PICTURES = {  # what families show besides samples: file -> what it is, and how many lines of it are kept
     "fid/{}/reconstructions": ("test images, and below each its reconstruction", 2),
-    "energy/{}/inpainting": ("a part hidden, three draws, the original", 3),
+    "energy/{}/inpainting": ("a part hidden, three draws, the original", 2),
 }
 ALT = {
     "samples": "test images and samples",
@@ -74,9 +74,11 @@ def save(name: str, root: Path) -> Path:
     files.write_json(fresh / "run.json", {"card": card, "metrics": tree, "curves": curves})
     write_samples(fresh / "samples.npz", samples)
     lines = {"data": test} | samples
-    plots.sheet({row: grid(images[:SHOWN], SHOWN) for row, images in lines.items()}, fresh / "samples.png")
-    if pictures := first_lines(models, root / "plots", test.shape[2]):
-        plots.sheet(pictures, fresh / "pictures.png")
+    sheets = {"samples": {row: grid(images[:SHOWN], SHOWN) for row, images in lines.items()}}
+    sheets["pictures"] = first_lines(models, root / "plots", test.shape[2])
+    for sheet, pictures in sheets.items():
+        if pictures:
+            plots.save(plots.sheet(pictures), fresh / f"{sheet}.png")
     for figure in FIGURES:
         if (source := root / f"plots/comparison/{figure}.png").is_file():
             keep_figure(source, fresh / source.name)

@@ -6,15 +6,17 @@ Called by `python -m tools.results`. No library is embedded, unlike in the repor
 import math
 import re
 from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
+from matplotlib.lines import Line2D
 from ruamel.yaml import YAML
 
 from pofx.base import files
-from pofx.report import metrics, notices, page, plots, tables
+from pofx.report import charts, metrics, notices, page, plots, tables
 from pofx.report.metrics import FLOOR
 from pofx.report.text import BLANK, text
 
@@ -121,10 +123,37 @@ def html(kept: list[Run]) -> str:
     frame = pd.DataFrame([{k: v for k, v in row.items() if k != "shown"} for row in listed])
     # A family has the colour that it has in the report: by place in `models`, of the run with the most of them.
     compared = sorted((run.models for run in kept), key=len, reverse=True)
-    tints = {f: plots.colour(i) for i, f in enumerate(dict.fromkeys(f for names in compared for f in names))}
-    chart = Markup(plots.runs(frame, tints, FLOOR)) if listed else ""
-    content = {"chart": chart, "rows": [cells(row) for row in listed], "texts": TEXTS, "runs": kept}
+    tints = {f: charts.colour(i) for i, f in enumerate(dict.fromkeys(f for names in compared for f in names))}
+    drawn = Markup(chart(frame, tints)) if listed else ""
+    content = {"chart": drawn, "rows": [cells(row) for row in listed], "texts": TEXTS, "runs": kept}
     return page.template("results.html.j2", Path(__file__).parent).render(content | page.parts())
+
+
+def chart(frame: pd.DataFrame, tints: dict[str, str]) -> str:
+    """Frechet distance against seconds of training, as SVG: a panel for what may be compared, a colour a family, a sign
+    a run, hollow for further rows of a family; dashed: the least floor."""
+    signs = dict(zip(dict.fromkeys(frame.loc[frame["row"] != FLOOR, "run"]), cycle(plots.MARKERS), strict=False))
+    panels = {}
+    for (data, n, reference), group in frame.groupby(["data", "n", "reference"]):
+        points = group[group["row"] != FLOOR].dropna(subset="train_seconds")
+        lines = [
+            charts.Line(
+                p.row, tints[p.family], [p.train_seconds], [p.distance], mode="markers",
+                symbol=signs[p.run] + ("" if p.row == p.family else "-open"),
+            )
+            for p in points.itertuples()
+        ]  # fmt: skip
+        floor = group.loc[group["row"] == FLOOR, "distance"].min()
+        panels[f"{data}, N = {n:,}\n{reference}"] = charts.Panel(
+            charts.SECONDS, "Frechet distance", lines, ("floor", floor), log_x=True, scale="from zero"
+        )
+    figure = plots.draw(panels, "none")
+    dots = {f: Line2D([], [], color=tint, marker="o", linestyle="") for f, tint in tints.items()}
+    plain = {"color": charts.INK, "linestyle": ""}
+    plots.legend(
+        figure, dots | {run: Line2D([], [], marker=plots.MARKERS[sign], **plain) for run, sign in signs.items()}
+    )
+    return plots.svg(figure)
 
 
 def _comparable(row: dict[str, Any]) -> tuple[str, int, str]:

@@ -1,35 +1,79 @@
-"""The charts of the page, for plotly.js: what the PNGs of pofx.report.plots show, to be asked. Same names and colours.
+"""What the charts of the report show: described once, for the page (pofx.report.interactive) and PNGs (.plots).
 
 A chart is one or more panels side by side. What the reader may choose (which cost, which distance) is a list of
-options, and every panel has a figure for every choice.
+options, and there is a panel for every choice.
 """
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
-from matplotlib.colors import to_rgba
 
-from pofx.report import plots
+from pofx.report.text import short
 
+INK = "#808890"  # reads on white and on black alike, as do these:
+COLOURS = ("#4c8dd6", "#e0843a", "#3aa676", "#b36bd1", "#d65a6f", "#8c8f2e", "#2ea6b8", "#a0714f")
+SYMBOLS = ("circle", "diamond-open", "square-open", "triangle-up-open", "x")  # first row of a family, and its others
+SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
+SEEN, SECONDS, STEPS = "training images seen", "seconds of training", "Langevin steps (with a noise schedule: a level)"
 COSTS = {  # metric -> axis
-    "train_seconds": "seconds of training",
+    "train_seconds": SECONDS,
     "sample_seconds_per_1000": "seconds per 1,000 samples",
     "nfe": "network evaluations a sample (NFE)",
     "parameters": "parameters",
-    "images_seen": "training images seen",
+    "images_seen": SEEN,
     "forward_gflop": "GFLOP a call of the network",
     "sample_gflop": "GFLOP a sample",
     "train_peak_mib": "peak memory of training, MiB",
     "sample_peak_mib": "peak memory of sampling, MiB",
 }
-HEIGHT = 380  # pixels
-SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
-SYMBOLS = ("circle", "diamond-open", "square-open", "triangle-up-open", "x")  # first row of a family, and its others
+NOT_TERMS = ("images", "loss", "grad_norm", "lr")
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points of one name and colour.
+
+    Attributes:
+        error: of y, up and down; empty: none.
+        text: what hovering adds to each point.
+        mode, symbol: as Plotly calls them.
+        shape: "linear", or "hv" for steps.
+    """
+
+    name: str
+    tint: str
+    x: Sequence[float | int]
+    y: Sequence[float | int]
+    error: Sequence[float | int] = ()
+    text: Sequence[str] = ()
+    mode: Literal["lines", "markers", "lines+markers"] = "lines+markers"
+    symbol: str = "circle"
+    dashed: bool = False
+    shape: Literal["linear", "hv"] = "linear"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines in one pair of axes.
+
+    Attributes:
+        x, y: titles of the axes.
+        level: name and height of a dashed line across.
+        scale: of y. "auto": logarithmic where that helps; "symlog": logarithmic on both sides of 0.
+        limits: of y, where outliers are to be left out of a picture.
+    """
+
+    x: str
+    y: str
+    lines: Sequence[Line]
+    level: tuple[str, float] | None = None
+    log_x: bool = False
+    scale: Literal["linear", "from zero", "log", "symlog", "auto"] = "linear"
+    limits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,51 +82,52 @@ class Chart:
 
     Attributes:
         choices: label of a list of options -> value -> what the reader sees; the first of each is shown first.
-        panels: title -> values chosen, joined by "/" -> figure.
+        panels: title -> values chosen, joined by "/" -> panel.
+        still: title -> panel, of the picture that is seen without JavaScript.
         log: whether the reader may switch the y axis between linear and logarithmic.
     """
 
     choices: dict[str, dict[str, str]]
-    panels: dict[str, dict[str, go.Figure]]
+    panels: dict[str, dict[str, Panel]]
+    still: dict[str, Panel] = field(default_factory=dict)
     log: bool = False
 
-    def data(self) -> dict[str, dict[str, Any]]:
-        """The figures as plain values, for JSON."""
-        return {name: {key: json.loads(f.to_json()) for key, f in panel.items()} for name, panel in self.panels.items()}
+
+def colour(i: int) -> str:
+    """Of a family, by its place in `models`."""
+    return COLOURS[i % len(COLOURS)]
 
 
-def cost(found: pd.DataFrame, keys: Sequence[str], owners: dict[str, str], tints: dict[str, str]) -> Chart:
+def lighter(tint: str) -> str:
+    """Of the same family, drawn in another way."""
+    return f"{tint}90"
+
+
+def cost(values: pd.DataFrame, keys: Sequence[str], owners: dict[str, str], tints: dict[str, str]) -> Chart:
     """Distance against any cost that was measured: a point a row, the Pareto front, the floor.
 
     Args:
-        found: pofx.report.metrics.table, the floor and the rows.
+        values: pofx.report.metrics.table, the floor and the rows.
         owners: row -> family.
     """
-    families = found.drop(index="floor")
-    known = {key: label for key, label in COSTS.items() if key in found and families[key].notna().any()}
-    figures = {}
-    for x, (key, spread, title) in product(known, _distances(keys)):
-        figure = _figure(known[x], title, log_x=True)
-        points = families[families[x].notna() & (families[x] > 0) & families[key].notna()].astype({x: float})
-        errors = points[spread] if spread in points else pd.Series(index=points.index, dtype=float)
+    drawn, panels = values.drop(index="floor"), {}
+    costs = {key: label for key, label in COSTS.items() if key in drawn and drawn[key].notna().any()}
+    for x, (key, spread, title) in product(costs, distances(keys)):
+        points = drawn.dropna(subset=[x, key]).astype({x: float})
+        points = points[points[x] > 0].reindex(columns=dict.fromkeys([*drawn, spread]))
         front = _front(points[x], points[key])
-        figure.add_scatter(
-            x=points.loc[front, x].tolist(), y=points.loc[front, key].tolist(), name="Pareto front", mode="lines",
-            line={"color": plots.INK, "dash": "dot", "shape": "hv"}, hoverinfo="skip",
-        )  # fmt: skip
+        lines = [Line("Pareto front", INK, *front, mode="lines", dashed=True, shape="hv")]
         for row in points.index:
             place = [r for r in points.index if owners[r] == owners[row]].index(row)
-            tint, style = tints[owners[row]], SYMBOLS[min(place, len(SYMBOLS) - 1)]
-            more = {"error_y": {"array": [errors[row]], "thickness": 1}} if errors[row] == errors[row] else {}
-            figure.add_scatter(
-                x=[points.at[row, x]], y=[points.at[row, key]], name=row, mode="markers", **more,
-                marker={"color": tint, "size": 11, "symbol": style, "line": {"width": 1.5, "color": tint}},
-                hovertemplate=f"<b>{row}</b><br>{key} %{{y:.4~g}}<br>%{{x:,.4~g}} {known[x]}<extra></extra>",
-            )  # fmt: skip
-        _floor(figure, found.at["floor", key])
-        figure.update_yaxes(rangemode="tozero")
-        figures[f"{x}/{key}"] = figure
-    return Chart({"Cost": known, "Distance": {key: title for key, _, title in _distances(keys)}}, {"": figures})
+            error = points.loc[[row], spread].dropna().tolist()
+            symbol = SYMBOLS[min(place, len(SYMBOLS) - 1)]
+            at = [points.at[row, x]], [points.at[row, key]]
+            lines.append(Line(row, tints[owners[row]], *at, error, mode="markers", symbol=symbol))
+        level = ("floor", values.at["floor", key])
+        panels[f"{x}/{key}"] = Panel(costs[x], title, lines, level, log_x=True, scale="from zero")
+    picked = [f"{x}/{keys[0]}" for x in ("train_seconds", "sample_seconds_per_1000")]
+    still = {("" if i else "smaller is better"): panels[key] for i, key in enumerate(picked) if key in panels}
+    return Chart({"Cost": costs, "Distance": {key: title for key, _, title in distances(keys)}}, {"": panels}, still)
 
 
 def curves(frames: dict[str, pd.DataFrame], seconds: dict[str, float], tints: dict[str, str]) -> Chart:
@@ -92,21 +137,34 @@ def curves(frames: dict[str, pd.DataFrame], seconds: dict[str, float], tints: di
         frames: of every family, columns images, loss and maybe val_loss.
         seconds: of its whole training; a row of the curve gets the share that its images are.
     """
-    panels = {}
+    options, panels = {"images": SEEN, "seconds": SECONDS}, {}
     for f, frame in frames.items():
         share = frame["images"] / frame["images"].iloc[-1]
-        panels[f] = {}
-        for view, x in {"images": frame["images"], "seconds": share * seconds[f]}.items():
-            figure = _figure({"images": "training images seen", "seconds": "seconds of training"}[view], "loss")
-            figure.update_layout(height=300, showlegend="val_loss" in frame)
-            for key, name, dash in (("loss", "loss", "solid"), ("val_loss", "loss of held-out images", "dash")):
-                if key in frame:
-                    y = frame[key].astype(float).tolist()
-                    line = {"color": tints[f], "dash": dash, "width": 1.8}
-                    hover = f"<b>{f}</b>, {name} %{{y:.4~g}}<br>%{{x:,.0f}} {view}<extra></extra>"
-                    figure.add_scatter(x=x.tolist(), y=y, name=name, mode="lines", line=line, hovertemplate=hover)
-            panels[f][view] = figure
-    return Chart({"Against": {"images": "training images seen", "seconds": "seconds of training"}}, panels, log=True)
+        x = {"images": frame["images"].tolist(), "seconds": (share * seconds[f]).tolist()}
+        named = {"loss": "loss", "val_loss": "loss of validation images"}
+        panels[f] = {
+            view: Panel(label, "loss", [
+                Line(name, tints[f], x[view], frame[key].astype(float).tolist(), mode="lines", dashed=key == "val_loss")
+                for key, name in named.items() if key in frame
+            ])
+            for view, label in options.items()
+        }  # fmt: skip
+    return Chart({"Against": options}, panels, log=True)
+
+
+def terms(frame: pd.DataFrame, tint: str) -> dict[str, Panel]:
+    """Loss, the family's other terms and the gradient's norm against the training images seen, a panel each.
+
+    Args:
+        frame: columns images, loss, terms..., grad_norm, lr.
+    """
+    names = ["loss", *(c for c in frame if c not in NOT_TERMS), *(c for c in ("grad_norm",) if c in frame)]
+    panels = {}
+    for name in names:
+        x, y = frame["images"].tolist(), frame[name].astype(float)
+        lines = [Line(name, tint if name == "loss" else INK, x, y.tolist(), mode="lines")]
+        panels[name.replace("_", " ")] = Panel(SEEN, "", lines, scale="auto", limits=_limits(y.to_numpy()))
+    return panels
 
 
 def nfe(sweeps: dict[str, dict[str, Any]], floor: float) -> Chart:
@@ -114,31 +172,33 @@ def nfe(sweeps: dict[str, dict[str, Any]], floor: float) -> Chart:
 
     Args:
         sweeps: metrics/sweep/*.json of every family.
-        floor: KID of test images.
+        floor: KID of test images; unbiased, so that it may stand beside KIDs of another number of images.
     """
     keys = next(iter(sweeps.values()))["keys"]
     drawn = {f: [row for row in sweep["rows"] if "refused" not in row] for f, sweep in sweeps.items()}
     names = dict.fromkeys(row["sampler"] for rows in drawn.values() for row in rows if not row["own"])
-    tints = {name: plots.colour(i) for i, name in enumerate(names)}
-    panels: dict[str, dict[str, go.Figure]] = {f: {} for f in sweeps}
-    for f, (key, spread, title) in product(sweeps, reversed(_distances(keys))):
-        figure = _figure("network evaluations (NFE)", title, log_x=True)
-        for name in tints:
-            points = [p for p in drawn[f] if p["sampler"] == name and not p["own"]]
-            _line(figure, name, sorted(points, key=lambda p: p["nfe"]), "nfe", key, spread, tints[name], _sampled)
-        for last in (True, False):
-            points = [p for p in drawn[f] if p["own"] and p["denoise"] == last]
-            name = "own sampler" if last else "own, without last denoising"
-            tint = tints.get(points[0]["sampler"], plots.INK) if points else plots.INK
-            _line(figure, name, points, "nfe", key, spread, tint, _sampled)
-            figure.update_traces(
-                {"mode": "markers", "marker": {"symbol": "star" if last else "star-open", "size": 13}},
-                {"name": name},
-            )
-        if key == keys[1]:
-            _floor(figure, floor)
-        panels[f][key] = figure
-    return Chart({"Distance": {key: title for key, _, title in reversed(_distances(keys))}}, panels, log=True)
+    tints = {name: colour(i) for i, name in enumerate(names)}
+    options = list(reversed(distances(keys)))  # KID first
+    panels: dict[str, dict[str, Panel]] = {f: {} for f in sweeps}
+    for f, (key, spread, title) in product(sweeps, options):
+        level = ("floor", floor) if key == keys[1] else None
+        lines = _samplers(drawn[f], key, spread, tints)
+        panels[f][key] = Panel("network evaluations (NFE)", title, lines, level, log_x=True, scale="auto")
+    still = {f: panels[f][keys[1]] for f in sweeps}
+    return Chart({"Distance": {key: title for key, _, title in options}}, panels, still, log=True)
+
+
+def _samplers(rows: list[dict[str, Any]], key: str, spread: str, tints: dict[str, str]) -> list[Line]:
+    """One panel of `nfe`."""
+    lines = []
+    for name, tint in tints.items():
+        points = [row for row in rows if row["sampler"] == name and not row["own"]]
+        lines.append(_line(name, tint, sorted(points, key=lambda row: row["nfe"]), ("nfe", key, spread)))
+    for last, name, symbol in ((True, "own sampler", "star"), (False, "own, without last denoising", "star-open")):
+        points = [row for row in rows if row["own"] and row["denoise"] == last]
+        tint = tints.get(points[0]["sampler"], INK) if points else INK
+        lines.append(_line(name, tint, points, ("nfe", key, spread), mode="markers", symbol=symbol))
+    return [line for line in lines if line.x]
 
 
 def levels(sweeps: dict[str, dict[str, Any]], tints: dict[str, str]) -> Chart:
@@ -146,119 +206,80 @@ def levels(sweeps: dict[str, dict[str, Any]], tints: dict[str, str]) -> Chart:
     widest range)."""
     frames = {f: pd.DataFrame(sweep["levels"]) for f, sweep in sweeps.items()}
     widest = max(frames.values(), key=lambda frame: frame["sigma"].max() / frame["sigma"].min())
-    titles = {
+    options = {
         "mse": "error of the image, |D - x|², a dimension",
         "eps_mse": f"error of the noise: the same over {SIGMA}²",
     }
-    figures = {}
-    for key, title in titles.items():
+    panels = {}
+    for key, title in options.items():
+        lines = [Line(f, tints[f], frame["sigma"].tolist(), frame[key].tolist()) for f, frame in frames.items()]
+        linear = widest["sigma"].tolist(), widest[f"linear_{key}"].tolist()
+        lines.append(Line("linear denoiser", INK, *linear, dashed=True))
         name = title.partition(":")[0].partition(",")[0]  # the list of options has all of it
-        figure = _figure(f"noise level {SIGMA}, images on [-1, 1]", name, log_x=True, log_y=True)
-        lines = [(f, frame, key, tints[f], "solid") for f, frame in frames.items()]
-        lines += [("linear denoiser", widest, f"linear_{key}", plots.INK, "dash")]
-        for name, frame, column, tint, dash in lines:
-            figure.add_scatter(
-                x=frame["sigma"].tolist(), y=frame[column].tolist(), name=name, mode="lines+markers",
-                line={"color": tint, "dash": dash}, marker={"size": 5},
-                hovertemplate=f"<b>{name}</b><br>{SIGMA} = %{{x:.3~g}}<br>error %{{y:.3~g}}<extra></extra>",
-            )  # fmt: skip
-        figures[key] = figure
-    return Chart({"Error": titles}, {"": figures})
+        panels[key] = Panel(f"noise level {SIGMA}, images on [-1, 1]", name, lines, log_x=True, scale="log")
+    return Chart({"Error": options}, {"": panels}, {title: panels[key] for key, title in options.items()})
 
 
 def chain(energies: dict[str, dict[str, Any]], tints: dict[str, str]) -> Chart:
-    """What becomes of chains, against their Langevin steps, a line a row; dashed: as many test images, of the first
-    model.
+    """What becomes of MCMC chains, against their Langevin steps, a line a row; dashed: as many test images, of the
+    first model.
 
     Args:
         energies: metrics/energy/*.json of every energy-based model.
     """
     first = next(iter(energies.values()))
-    shown = {key: (spread, title) for key, spread, title in reversed(_distances(first["keys"]))}
-    shown |= {"saturated": ("", "share of values at 0 or 255"), "energy": ("", "mean energy; test images: 0 ± 1")}
-    figures = {}
-    for key, (spread, title) in shown.items():
-        figure = _figure("Langevin steps (on a noise ladder: a level)", title)
-        for k, found in enumerate(energies.values()):
-            shift, unit = (found["test_energy"], found["test_std"] or 1) if key == "energy" else (0, 1)
-            drawn = [row | {key: (row[key] - shift) / unit} for row in found["rows"] if "refused" not in row]
+    options = {key: (spread, title) for key, spread, title in reversed(distances(first["keys"]))}
+    options |= {"saturated": ("", "share of values at 0 or 255"), "energy": ("", "mean energy; test images: 0 ± 1")}
+    panels = {}
+    for key, (spread, title) in options.items():
+        lines, level = [], None
+        for tree in energies.values():
+            shift, unit = (tree["test_energy"], tree["test_std"] or 1) if key == "energy" else (0, 1)
+            drawn = [row | {key: (row[key] - shift) / unit} for row in tree["rows"] if "refused" not in row]
             real, *points = drawn
+            level = level or ("test images", real[key])
             for name in dict.fromkeys(row["row"] for row in points):
                 line = [row for row in points if row["row"] == name]
-                _line(figure, name, line, "chain", key, spread, tints[name], lambda p: f"{p['chain']:,} steps")
-            if k == 0:
-                _floor(figure, real[key], "test images")
-        figures[key] = figure
-    return Chart({"Shown": {key: title for key, (_, title) in shown.items()}}, {"": figures})
+                lines.append(_line(name, tints[name], line, ("chain", key, spread)))
+        panels[key] = Panel(STEPS, title, lines, level, scale="symlog" if key == "energy" else "linear")
+    named = {key: title for key, (_, title) in options.items()}
+    return Chart({"Shown": named}, {"": panels}, {title: panels[key] for key, title in named.items()})
 
 
-def _distances(keys: Sequence[str]) -> list[tuple[str, str, str]]:
+def distances(keys: Sequence[str]) -> list[tuple[str, str, str]]:
     """Of both distances: key, key of the spread, title."""
     fd, kid, spread = keys
     return [(fd, f"{fd}_spread", f"Frechet distance ({fd})"), (kid, spread, f"KID ({kid})")]
 
 
-def _front(cost: pd.Series, distance: pd.Series) -> list[Any]:
-    """Rows that no other row beats in both, by rising cost."""
-    order = pd.DataFrame({"cost": cost, "distance": distance}).sort_values(["cost", "distance"])
-    best = order["distance"].cummin().shift()
-    return order.index[best.isna() | (order["distance"] < best)].tolist()
+def _line(name: str, tint: str, rows: list[dict[str, Any]], keys: Sequence[str], **style: Any) -> Line:
+    """A line through `rows`; keys: of x, y and the spread of y, which not all rows need to have."""
+    x, y, spread = keys
+    error = [row[spread] for row in rows] if all(spread in row for row in rows) else []
+    text = [_hover(row) for row in rows]
+    return Line(name, tint, [row[x] for row in rows], [row[y] for row in rows], error, text, **style)
 
 
-def _sampled(point: dict[str, Any]) -> str:
-    levels = "all" if point["steps"] is None else f"{point['steps']:,}"
-    return f"{point['sampler']}, {levels} levels<br>{plots.short(point['seconds_per_1000'])} s per 1,000 samples"
+def _hover(row: dict[str, Any]) -> str:
+    if "sampler" not in row:
+        return ""
+    levels = "all" if row["steps"] is None else f"{row['steps']:,}"
+    return f"{row['sampler']}, {levels} levels<br>{short(row['seconds_per_1000'])} s per 1,000 samples"
 
 
-def _line(
-    figure: go.Figure,
-    name: str,
-    points: list[dict[str, Any]],
-    x: str,
-    key: str,
-    spread: str,
-    tint: str,
-    told: Callable[[dict[str, Any]], str],
-) -> None:
-    """Points joined by a line, with their spread where it is known; nothing where there are none."""
-    if not points:
-        return
-    errors = [p[spread] for p in points] if all(spread in p for p in points) else None
-    figure.add_scatter(
-        x=[p[x] for p in points], y=[p[key] for p in points], name=name, mode="lines+markers",
-        line={"color": _tint(tint)}, marker={"color": _tint(tint), "size": 7}, text=[told(p) for p in points],
-        error_y={"array": errors, "thickness": 1, "width": 3} if errors else None,
-        hovertemplate=f"<b>{name}</b><br>{key} %{{y:.4~g}}<br>{x} %{{x}}<br>%{{text}}<extra></extra>",
-    )  # fmt: skip
+def _front(cost: pd.Series, distance: pd.Series) -> tuple[list[float], list[float]]:
+    """Cost and distance of the rows that no other row beats in both, by rising cost."""
+    points = pd.DataFrame({"cost": cost, "distance": distance}).sort_values(["cost", "distance"])
+    best = points["distance"].cummin().shift()
+    front = points[best.isna() | (points["distance"] < best)]
+    return front["cost"].tolist(), front["distance"].tolist()
 
 
-def _floor(figure: go.Figure, value: float, name: str = "floor") -> None:
-    """A dashed line; a shape would not stretch the axes to show it."""
-    x = [v for trace in figure.data for v in trace.x]
-    if x:
-        figure.add_scatter(
-            x=[min(x), max(x)], y=[value, value], name=f"{name} ({value:.3g})", mode="lines", hoverinfo="skip",
-            line={"color": plots.INK, "dash": "dash", "width": 1.2},
-        )  # fmt: skip
-
-
-def _figure(x: str, y: str, log_x: bool = False, log_y: bool = False) -> go.Figure:
-    """An empty figure without a ground of its own; the page sets the colour of text, by its theme."""
-    axis = {"gridcolor": "rgba(128,136,144,.2)", "zeroline": False, "automargin": True}
-    figure = go.Figure()
-    figure.layout.template = None
-    figure.update_layout(
-        height=HEIGHT, margin={"l": 8, "r": 8, "t": 8, "b": 8}, hovermode="closest", showlegend=True,
-        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
-        legend={"orientation": "h", "xref": "container", "x": 0, "xanchor": "left"}
-        | {"yref": "container", "y": 0, "yanchor": "bottom"},
-        font={"family": "system-ui, sans-serif", "size": 12},
-        xaxis=axis | {"title": {"text": x}, "type": "log" if log_x else "linear", "tickformat": ",~g"},
-        yaxis=axis | {"title": {"text": y}, "type": "log" if log_y else "linear", "tickformat": ",~g"},
-    )  # fmt: skip
-    return figure
-
-
-def _tint(colour: str) -> str:
-    red, green, blue, alpha = to_rgba(colour)
-    return f"rgba({255 * red:.0f},{255 * green:.0f},{255 * blue:.0f},{alpha:.2f})"
+def _limits(values: np.ndarray) -> tuple[float, float] | None:
+    """Of a curve whose first rows are far above the others: without these."""
+    values = values[np.isfinite(values)]
+    if len(values) < 10:
+        return None
+    low, high = np.quantile(values, [0, 0.95])
+    margin = 0.15 * (high - low)
+    return (low - margin / 3, high + margin) if values.max() > high + 2 * (high - low) > low else None

@@ -41,6 +41,19 @@ def load(folder: Path) -> dict[str, Any]:
     return tree
 
 
+def part(tree: dict[str, Any], *path: str) -> dict[str, Any]:
+    """One metrics file of `load`.
+
+    Raises:
+        UserError: it is missing.
+    """
+    for name in path:
+        if name not in tree:
+            raise UserError(f"metrics/{'/'.join(path)}.json is missing: run `dvc repro` first")
+        tree = tree[name]
+    return tree
+
+
 def read(models: tuple[str, ...], tree: dict[str, Any]) -> Metrics:
     """All that a run measured of its models and their rows, from `load`.
 
@@ -48,13 +61,8 @@ def read(models: tuple[str, ...], tree: dict[str, Any]) -> Metrics:
         UserError: a file is missing.
     """
     parts = (("train", "{}"), ("time", "train_{}"), ("time", "sample_{}"), ("fid", "{}"))
-    paths = [(folder, name.format(f)) for f in models for folder, name in parts]
-    for folder, name in paths:
-        if name not in tree.get(folder, {}):
-            raise UserError(f"metrics/{folder}/{name}.json is missing: run `dvc repro` first")
-    if "reference" not in tree:
-        raise UserError("metrics/reference.json is missing: run `dvc repro` first")
-    return merge([tree["reference"], *(tree[folder][name] for folder, name in paths)])
+    files = [part(tree, folder, name.format(f)) for f in models for folder, name in parts]
+    return merge([part(tree, "reference"), *files])
 
 
 def merge(trees: Iterable[Metrics]) -> Metrics:

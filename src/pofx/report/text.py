@@ -2,16 +2,19 @@
 
 import math
 
-from pofx.report import plots
-
 BLANK = "\N{EN DASH}"
+
+
+def short(value: float) -> str:
+    """Three significant digits, or whole numbers from 100 on; never an exponent for the sizes met here."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def text(value: float) -> str:
     """A number for a table: short, and an en dash where there is none."""
     if math.isnan(value):
         return BLANK
-    return plots.short(value) if abs(value) >= 0.001 or value == 0 else f"{value:.4f}"
+    return short(value) if abs(value) >= 0.001 or value == 0 else f"{value:.4f}"
 
 
 def between(value: float, error: float) -> str:
@@ -28,7 +31,7 @@ def count(value: float) -> str:
         return BLANK
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if value >= 0.9995 * size:  # what rounds to 1,000k is 1M
-            return plots.short(value / size) + unit
+            return short(value / size) + unit
     return f"{value:.0f}"
 
 
