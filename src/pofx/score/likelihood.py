@@ -1,13 +1,14 @@
-"""What a family says about images it has not seen: its loss, and bits per dimension where it has a likelihood.
+"""Test loss, and bits per dimension of families with a likelihood.
 
 Bits per dimension are -log2 P(image) over the number of pixels times channels, for images of 256 grey levels: 8 for
-uniform guessing. Each estimator is an upper bound in expectation: the VAE's own, by way of a density on dequantised
-images or of grey levels themselves, and `weighted`, a tighter one; `bound`, of the probability that a chain such as
-DDPM's gives to the grey levels; `flow`, by way of a density again, which is exact up to the steps of the integration.
+uniform guessing. Each estimator is an upper bound in expectation. A `Bounded` family gives its own, by way of a density
+on dequantised images or of grey levels themselves; `weighted` is a tighter one. `bound` is that of the probability
+which a chain such as DDPM's gives to the grey levels. `flow`, by way of a density again, is exact up to the steps of
+the integration.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -22,15 +23,13 @@ from pofx.base.errors import UserError
 from pofx.base.progress import Bar
 from pofx.base.rng import Noise, fold
 from pofx.models import schedules
-from pofx.models.denoiser import Denoiser
-from pofx.models.family import Family
+from pofx.models.denoiser import SIGMA_DATA, Denoiser
+from pofx.models.family import Bounded, Family, ImportanceWeighted
 from pofx.models.pixels.gaussian import BIN, dequantised
 from pofx.sample.samplers import Denoise
 from pofx.score.batches import Batches
 
 Images = UInt8[np.ndarray, "n 3 h w"]
-
-SIGMA_DATA = 0.5  # of natural images on [-1, 1]: it says where to look closely, and biases no answer
 
 
 @dataclass(frozen=True)
@@ -73,33 +72,34 @@ def evaluate(model: Family, images: Images, batches: Batches, cfg: Likelihood, s
         for part in batches.of(images):
             with rng.per_image(Noise(fold(seed, "test loss"), start, start + len(part), batches.device)):
                 got = model(part)
-            for key, value in got.items():
+            for key in got:
                 if key == "loss" or key.startswith("bpd"):
-                    terms.setdefault(key, []).append(value.double().cpu())
+                    terms.setdefault(key, []).append(got[key].double().cpu())
             start += len(part)
             bar.update(len(part))
-    found = {key: torch.cat(rows) for key, rows in terms.items()}
-    loss = found.pop("loss").mean().item()
+    values = {key: torch.cat(parts) for key, parts in terms.items()}
+    loss = values["loss"].mean().item()
     if not math.isfinite(loss):
         raise UserError(
             "the loss on test images is not finite: the weights have diverged; lower the learning rate and train again"
         )
-    if model.likelihood is None:
-        return {"test_loss": loss}
-
     x = torch.cat(list(batches.of(images[: cfg.images])))
-    bits = fold(seed, "bits")  # the same noise for all families with the same estimator
-    if model.likelihood == "bound":
-        found = {"bpd": bound(model, x, cfg.terms, batches.size, bits)}
-    elif model.likelihood == "flow":
+    own = fold(seed, "bits")  # the same noise for all families with the same estimator
+    if isinstance(model, Bounded):
+        bits = {key: values[key][: cfg.images] for key in values if key.startswith("bpd")}
+    elif isinstance(model, Denoiser) and model.likelihood == "bound":
+        bits = {"bpd": bound(model, x, cfg.terms, batches.size, own)}
+    elif isinstance(model, Denoiser) and model.likelihood == "flow":
         model.requires_grad_(False)  # the derivative is with respect to the image only
-        found = {"bpd": flow(model, x, cfg.ode_steps, batches.size, bits)}
-    row = {"test_loss": loss, **_mean("bpd", found.pop("bpd")[: cfg.images])}
-    if model.likelihood == "importance":
-        row |= _mean("bpd_iw", weighted(model.log_weights, x, cfg.importance, batches.size, bits))
+        bits = {"bpd": flow(model, x, cfg.ode_steps, batches.size, own)}
+    else:
+        return {"test_loss": loss}
+    row = {"test_loss": loss, **_mean("bpd", bits.pop("bpd"))}
+    if isinstance(model, ImportanceWeighted):
+        row |= _mean("bpd_iw", weighted(model, x, cfg.importance, batches.size, own))
     if not math.isfinite(row["bpd"]):
         raise UserError("bits per dimension are not finite: the denoiser is too rough to follow; train it for longer")
-    return row | {key: values[: cfg.images].mean().item() for key, values in found.items()}
+    return row | {key: each.mean().item() for key, each in bits.items()}
 
 
 def _mean(key: str, bpd: Tensor) -> dict[str, float]:
@@ -110,13 +110,12 @@ def _mean(key: str, bpd: Tensor) -> dict[str, float]:
 
 
 def weighted(
-    log_weights: Callable[[Tensor, int], Tensor], x: Float[Tensor, "n *shape"], k: int, batch: int, seed: int
+    model: ImportanceWeighted, x: Float[Tensor, "n *shape"], k: int, batch: int, seed: int
 ) -> Float64[Tensor, " n"]:
     """-log of the mean of k weights p(x, z) / q(z|x) in bits per dimension, every image (Burda et al. 2016, arXiv
     1509.00519): with k = 1 the bound itself, in expectation never above it and falling towards -log p(x) with k.
 
     Args:
-        log_weights: (images on the grey levels, k) -> (k, images) in nats.
         x: images on the 256 grey levels.
         batch: images and codes in an evaluation, about: at least one image.
         seed: of the noise, every image's own.
@@ -125,7 +124,7 @@ def weighted(
     for start in Bar(range(0, len(x), size), desc="bits/dim, weighted", unit="batch"):
         part = x[start : start + size]
         with rng.per_image(Noise(seed, start, start + len(part), x.device)):
-            nats.append(log_weights(part, k).double().logsumexp(0) - math.log(k))
+            nats.append(model.log_weights(part, k).double().logsumexp(0) - math.log(k))
     return -torch.cat(nats) / (x[0].numel() * math.log(2))
 
 
@@ -152,7 +151,7 @@ def bound(
         batch: largest number of images in an evaluation.
         seed: of the noise, every image's own.
     """
-    variance = model.ladder**2
+    variance = model.levels**2
     factor = 0.5 * (1 / variance[1:] - 1 / variance[:-1])
     expected = factor / (1 / variance[:-1] + 1 / SIGMA_DATA**2)  # KL_t / d of Gaussian data: how often to look
     weights = stratified(expected / expected.sum(), Noise(fold(seed, "terms"), 0, len(x)), terms)
@@ -173,12 +172,12 @@ def bound(
     ):
         for level in np.flatnonzero(weights.any(1)):
             for chosen in _split(np.flatnonzero(weights[level]), batch):
-                rows, clean, again = denoised(chosen, float(model.ladder[level]))
+                rows, clean, again = denoised(chosen, float(model.levels[level]))
                 times = torch.from_numpy(factor[level] * weights[level, chosen]).to(x.device)
                 nats[rows] += times * (clean - again).double().square().flatten(1).sum(1)
-        std = math.sqrt(last_variance(model.ladder))
+        std = math.sqrt(last_variance(model.levels))
         for chosen in _split(np.arange(len(x)), batch):
-            rows, clean, again = denoised(chosen, float(model.ladder[-1]))
+            rows, clean, again = denoised(chosen, float(model.levels[-1]))
             nats[rows] -= decoder(clean, again, std).flatten(1).sum(1)
     return nats / (x[0].numel() * math.log(2))
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64, UInt8
 from skimage.metrics import structural_similarity
 
 from pofx.base.images import to_model
-from pofx.models.family import Family
+from pofx.models.family import Coded
 from pofx.score.batches import Batches
 
 Images = UInt8[np.ndarray, "n 3 h w"]
@@ -18,10 +18,8 @@ EDGE = 5  # pixels: half of its 11
 PART = 1000  # images at a time
 
 
-def reconstruct(model: Family, images: Images, batches: Batches) -> Exact | None:
-    """`images` as they come back from the family's code, in [-1, 1]; None: it has no code."""
-    if model.reconstruct(next(batches.of(images[:1]))) is None:
-        return None
+def reconstruct(model: Coded, images: Images, batches: Batches) -> Exact:
+    """`images` as they come back from their codes, in [-1, 1]."""
     return batches.map(lambda x: model.reconstruct(x).clamp(-1, 1), images).numpy()
 
 

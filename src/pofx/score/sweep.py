@@ -1,17 +1,15 @@
 """Distance against the number of function evaluations: one denoiser, many samplers and step counts, the same noise."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
 
 from pofx.base.rng import Noise
 from pofx.models.denoiser import Denoiser
 from pofx.sample.samplers import SAMPLERS, Sample
-from pofx.score import drawing
+from pofx.score import points
 
 
 @dataclass(frozen=True)
@@ -31,18 +29,11 @@ class Sweep:
             raise ValueError(f"steps = {list(self.steps)} should be 2 or more each")
 
 
-def points(own: Sample, cfg: Sweep) -> list[tuple[dict[str, Any], Sample]]:
-    """What to draw with, and how it is called: the family's own setting with and without the last denoising step (Song
-    & Ermon 2020, arXiv 2006.09011: FID 10.87 with, 31.75 without), and every sampler at every number of steps.
-
-    Steps that a setting takes a level, and its spacing of the levels, are the family's own.
-    """
+def settings(own: Sample, cfg: Sweep) -> list[points.Setting]:
+    """The family's own setting with and without the last denoising step (Song & Ermon 2020, arXiv 2006.09011: FID 10.87
+    with, 31.75 without), and every sampler at every number of steps, along the family's own spacing of noise levels."""
     mine = [dataclasses.replace(own, denoise=last) for last in (True, False)]
-    other = [
-        dataclasses.replace(own, sampler=sampler, steps=steps, variance="small", denoise=True, step_size=None)
-        for sampler in cfg.samplers
-        for steps in cfg.steps
-    ]
+    other = [own.by(sampler, steps) for sampler in cfg.samplers for steps in cfg.steps]
     return [
         ({"own": i < len(mine), "sampler": p.sampler, "steps": p.steps, "denoise": p.denoise}, p)
         for i, p in enumerate(mine + other)
@@ -51,9 +42,9 @@ def points(own: Sample, cfg: Sweep) -> list[tuple[dict[str, Any], Sample]]:
 
 @torch.no_grad()
 def draw(
-    model: Denoiser, own: Sample, cfg: Sweep, seed: int, device: torch.device
-) -> tuple[list[dict[str, Any]], list[UInt8[np.ndarray, "n 3 h w"]]]:
-    """The images of all points, as `pofx.score.drawing.draw` gives them; `seed` is that of the noise."""
-    noise = Noise(seed, 0, min(cfg.n, own.batch), device)
-    model.denoise(model.sigma_range[1] * noise.normal(3, 32, 32), model.sigma_range[1])  # not timed: kernels are chosen
-    return drawing.draw(model, points(own, cfg), cfg.n, seed, device, "sweep")
+    model: Denoiser, own: Sample, cfg: Sweep, noise_at: Callable[[int, int], Noise]
+) -> tuple[list[points.Row], list[points.Images]]:
+    """The images of all settings, as `pofx.score.points.draw` gives them."""
+    largest = model.sigma_range[1]
+    model.denoise(largest * noise_at(0, min(cfg.n, own.batch)).normal(*model.shape), largest)  # kernels are chosen
+    return points.draw(model, settings(own, cfg), cfg.n, noise_at)
