@@ -195,14 +195,6 @@ def test_an_image_does_not_depend_on_its_batch(model, sprites, mask):
             assert gap.max() <= 1 and (gap > 0).float().mean() < 0.01  # rounding of the kernels
 
 
-def test_psnr_is_that_of_the_pixels_asked_for():
-    x, y = torch.zeros(2, 3, 32, 32), torch.zeros(2, 3, 32, 32)
-    y[:, :, :, 16:] = 0.2
-    where = torch.from_numpy(energy.hidden(1, 32, 32)).expand(2, -1, -1, -1)
-    assert energy.psnr(x, y, where) == pytest.approx(20.0, abs=1e-4)  # 4 / 0.2^2 = 100
-    assert energy.psnr(x, y) == pytest.approx(20 + 10 * np.log10(2), abs=1e-4)
-
-
 def test_inpainting_and_restoring_show_and_count(model, sprites):
     noises = [Noise(i, 0, n) for i, n in enumerate((10, 4, 4))]
     picture, rows = energy.inpainting(model, OWN, sprites[:10], noises)

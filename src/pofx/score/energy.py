@@ -21,6 +21,7 @@ from pofx.base.rng import Noise
 from pofx.data.sprites import generate
 from pofx.models.family import EnergyBased
 from pofx.score.batches import Batches
+from pofx.score.reconstruction import psnr
 
 Images = UInt8[np.ndarray, "n 3 h w"]
 Picture = UInt8[np.ndarray, "_ 3 h w"]
@@ -138,13 +139,10 @@ def hidden(n: int, h: int, w: int) -> Bool[np.ndarray, "n 1 h w"]:
     return masks[np.arange(n) % 2]
 
 
-def psnr(
-    x: Float[Tensor, "n 3 h w"], y: Float[Tensor, "n 3 h w"], where: Bool[Tensor, "n 1 h w"] | None = None
-) -> float:
-    """Peak signal-to-noise ratio in dB over the pixels `where` (None: all), images on [-1, 1], mean over the images."""
-    where = torch.ones_like(x, dtype=torch.bool) if where is None else where.expand_as(x)
-    error = ((x - y).double().square() * where).sum((1, 2, 3)) / where.sum((1, 2, 3))
-    return (10 * (4 / error.clamp(min=1e-10)).log10()).mean().item()
+def _psnr(x: Tensor, y: Tensor, where: Tensor | None = None) -> float:
+    """Mean peak signal-to-noise ratio in dB of pairs of images, over the pixels `where` (None: all)."""
+    mask = True if where is None else where.cpu().numpy()
+    return float(psnr(x.cpu().numpy(), y.cpu().numpy(), mask).mean())
 
 
 @torch.no_grad()
@@ -172,7 +170,7 @@ def inpainting(
     for i, name in enumerate(HIDDEN[: len(x)]):
         own, where = x[i::2], ~mask[i::2]
         rows.append({"unknown": name, "images": len(own)})
-        rows[-1] |= {"psnr_filled": psnr(filled[i::2], own, where), "psnr": psnr(draws[0][i::2], own, where)}
+        rows[-1] |= {"psnr_filled": _psnr(filled[i::2], own, where), "psnr": _psnr(draws[0][i::2], own, where)}
     return sheet(columns, few), rows
 
 
@@ -196,7 +194,7 @@ def restoring(
         noisy = x + sigma * z.normal(*x.shape[1:])
         again = model.restore(noisy, sigma, z, cfg).clamp(-1, 1)
         noisy = noisy.clamp(-1, 1)
-        rows.append({"sigma": sigma, "images": len(x), "psnr_noisy": psnr(noisy, x), "psnr": psnr(again, x)})
+        rows.append({"sigma": sigma, "images": len(x), "psnr_noisy": _psnr(noisy, x), "psnr": _psnr(again, x)})
         columns += [noisy, again]
     return [*columns, x], rows
 

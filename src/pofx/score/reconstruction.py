@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Bool, Float, Float64, UInt8
 from skimage.metrics import structural_similarity
 
 from pofx.base.images import to_model
@@ -44,9 +44,10 @@ def roughness(images: Exact) -> float:
     return float(sum(np.abs(np.diff(images, axis=axis)).mean() for axis in (2, 3)) / 2)
 
 
-def psnr(x: Exact, y: Exact) -> Float64[np.ndarray, " n"]:
-    """Peak signal-to-noise ratio of every pair, 10 log10(2^2 / MSE) on [-1, 1]."""
-    return 10 * np.log10(4 / np.square(x - y).mean((1, 2, 3), dtype=float))
+def psnr(x: Exact, y: Exact, where: Bool[np.ndarray, "n 1 h w"] | bool = True) -> Float64[np.ndarray, " n"]:
+    """Peak signal-to-noise ratio of every pair in dB over the pixels `where`: 10 log10(2^2 / MSE) on [-1, 1]."""
+    error = np.square(x - y).mean((1, 2, 3), dtype=float, where=where)
+    return 10 * np.log10(4 / error.clip(1e-10))
 
 
 def ssim(x: Exact, y: Exact) -> Float64[np.ndarray, " n"]:
