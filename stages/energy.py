@@ -18,8 +18,8 @@ from pofx.base.images import save_grid
 from pofx.base.rng import Noise, fold
 from pofx.models import store
 from pofx.models.family import EnergyBased
-from pofx.sample import rows
-from pofx.score import colour, distances, energy, extractor, measures, points
+from pofx.sample import rows, settings
+from pofx.score import colour, distances, energy, extractor, measures
 from pofx.score.batches import Batches
 
 ROWS, COLUMNS, DRAWS, SIGMAS = 6, 10, 3, (0.2, 0.4)  # of the pictures
@@ -59,9 +59,9 @@ def main(name: str) -> None:
         noises = [noise(f"inpaint {i}", few if i else len(images)) for i in range(DRAWS)]
         filled, inpainted = energy.inpainting(model, own, images, noises)
         cleaned, restored = energy.restoring(model, own, images, SIGMAS, lambda: noise("restore", len(images)))
-        settings = energy.settings(ways, cfg.chains)
-        found, drawn = points.draw(model, settings, cfg.n, lambda start, stop: noise("energy", stop, start))
-        able = dict.fromkeys(row["row"] for row in points.accepted(found))
+        points = energy.settings(ways, cfg.chains)
+        found, drawn = settings.draw(model, points, cfg.n, lambda start, stop: noise("energy", stop, start))
+        able = dict.fromkeys(row["row"] for row in settings.accepted(found))
         strips = {row: energy.strip(model, ways[row], noise("sample", ROWS), COLUMNS) for row in able}
     save_grid(filled, folder / "inpainting.png", columns=DRAWS + 2)
     save_grid(energy.sheet(cleaned, few), folder / "denoising.png", columns=len(cleaned))
@@ -72,8 +72,8 @@ def main(name: str) -> None:
     found, drawn = [real, *found], [test[: cfg.n], *drawn]
     net = extractor.build(fid, RUNS / "weights", RUNS.parent, device)
     reference = measures.Reference(net, fid, seed, target)
-    points.score(reference, found, drawn)
-    for row, images in zip(points.accepted(found), drawn, strict=True):
+    reference.score(settings.accepted(found), drawn)
+    for row, images in zip(settings.accepted(found), drawn, strict=True):
         row |= {"saturated": colour.saturated(images), "energy": energies(images).mean()}
     protocol = reference.protocol(cfg.n) | {"test_images": n, "chance": energy.chance(n)}
     protocol["device"] = machine.name(device)

@@ -18,8 +18,9 @@ from pofx.base.images import save_grid
 from pofx.base.rng import Noise, fold
 from pofx.models import store
 from pofx.models.denoiser import Denoiser
+from pofx.sample import settings
 from pofx.sample.samplers import Sample
-from pofx.score import denoising, distances, extractor, measures, points, sweep
+from pofx.score import denoising, distances, extractor, measures, sweep
 
 ROWS, COLUMNS, LEVELS, STEPS = 6, 10, 16, 20  # of the pictures; of the errors; of the interpolation
 
@@ -49,14 +50,18 @@ def main(name: str) -> None:
         noisy, shown = denoising.noisy(model, few, noise("ladder", len(few)), COLUMNS)
         between = denoising.interpolation(model, own, noise("interpolation", 2 * ROWS), COLUMNS, STEPS)
         levels = denoising.errors(model, images, noise("errors", len(images)), LEVELS)
-        rows, drawn = sweep.draw(model, own, cfg, lambda start, stop: noise("sweep", stop, start))
+        largest, some = model.sigma_range[1], min(cfg.n, own.batch)
+        with torch.no_grad():
+            model.denoise(largest * noise("sweep", some).normal(*model.shape), largest)  # not timed: kernels are chosen
+        points = sweep.settings(own, cfg)
+        rows, drawn = settings.draw(model, points, cfg.n, lambda start, stop: noise("sweep", stop, start))
     save_grid(strip, folder / "strip.png", columns=len(along) + 1)
     save_grid(noisy, folder / "ladder.png", columns=len(shown))
     save_grid(between, folder / "interpolation.png", columns=COLUMNS)
 
     net = extractor.build(fid, RUNS / "weights", RUNS.parent, device)
     reference = measures.Reference(net, fid, seed, target)
-    points.score(reference, rows, drawn)
+    reference.score(settings.accepted(rows), drawn)
     protocol = reference.protocol(cfg.n) | {"test_images": len(images), "device": machine.name(device)}
     record = {"n": cfg.n, "keys": net.keys, "protocol": protocol, "sigma_range": model.sigma_range, "rows": rows}
     record |= {"levels": levels, "strip": along, "ladder": shown}

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,9 +16,9 @@ from pofx.base.images import to_uint8
 from pofx.base.rng import Noise
 from pofx.models import schedules as noise
 from pofx.models.denoiser import Denoiser
-from pofx.sample import drawing
+from pofx.sample import drawing, settings
 from pofx.sample.samplers import Sample
-from pofx.score import denoising, distances, points, sweep
+from pofx.score import denoising, distances, sweep
 from pofx.score.extractor import Extractor, Fid
 from pofx.score.measures import Reference
 
@@ -115,25 +116,25 @@ def test_errors_are_those_of_the_best_linear_denoiser(images):
 CFG = sweep.Sweep(models=("stub",), n=100, samplers=("ddim", "heun", "consistent"), steps=(3, 6))
 
 
-def noise_at(start: int, stop: int) -> Noise:
-    return Noise(0, start, stop)
+def drawn_at(model: Denoiser, own: Sample, cfg: sweep.Sweep):
+    return settings.draw(model, sweep.settings(own, cfg), cfg.n, partial(Noise, 0))
 
 
 def test_every_sampler_at_every_number_of_steps_beside_the_own_setting():
     own = Sample(batch=64, sampler="langevin", spacing="geometric", step_size=0.1, clip=True, denoise=False)
-    settings = sweep.settings(own, CFG)
-    assert [(name["own"], p.sampler, p.steps, p.denoise) for name, p in settings[:3]] == [
+    points = sweep.settings(own, CFG)
+    assert [(name["own"], p.sampler, p.steps, p.denoise) for name, p in points[:3]] == [
         (True, "langevin", None, True),
         (True, "langevin", None, False),
         (False, "ddim", 3, True),
     ]
-    assert len(settings) == 2 + 3 * 2
-    assert settings[0][1].step_size == 0.1
-    assert all(p.step_size is None and p.clip and p.spacing == "geometric" for name, p in settings if not name["own"])
+    assert len(points) == 2 + 3 * 2
+    assert points[0][1].step_size == 0.1
+    assert all(p.step_size is None and p.clip and p.spacing == "geometric" for name, p in points if not name["own"])
 
 
 def test_evaluations_are_counted_and_noise_is_shared():
-    rows, drawn = sweep.draw(Gaussian(), OWN, CFG, noise_at)
+    rows, drawn = drawn_at(Gaussian(), OWN, CFG)
     nfe = {(r["sampler"], r["steps"]): r["nfe"] for r in rows if not r["own"]}
     assert nfe == {("ddim", 3): 3, ("ddim", 6): 6, ("heun", 3): 5, ("heun", 6): 11,
                    ("consistent", 3): 3, ("consistent", 6): 6}  # fmt: skip
@@ -146,7 +147,7 @@ def test_evaluations_are_counted_and_noise_is_shared():
 
 def test_a_refused_point_is_a_blank_with_its_reason():
     own = replace(OWN, sampler="ancestral", variance="large")
-    rows, drawn = sweep.draw(Gaussian(), own, replace(CFG, samplers=("ddim",)), noise_at)
+    rows, drawn = drawn_at(Gaussian(), own, replace(CFG, samplers=("ddim",)))
     assert [("refused" in r) for r in rows] == [True, True, False, False] and len(drawn) == 2
     assert "250 steps" in rows[0]["refused"] and "nfe" not in rows[0]
 
@@ -154,9 +155,9 @@ def test_a_refused_point_is_a_blank_with_its_reason():
 def test_images_that_are_not_finite_are_a_blank():
     model = Gaussian()
     model.denoise = lambda x, sigma: x / 0
-    rows, drawn = sweep.draw(model, OWN, CFG, noise_at)
+    rows, drawn = drawn_at(model, OWN, CFG)
     assert not drawn and {r["refused"] for r in rows} == {"values that are not finite"}
-    points.score(reference(np.zeros((4, 3), np.float32)), rows, drawn)
+    reference(np.zeros((4, 3), np.float32)).score(settings.accepted(rows), drawn)
     assert all("fd" not in r for r in rows)
 
 
@@ -175,9 +176,9 @@ def reference(features: np.ndarray) -> Reference:
 
 def test_distances_stand_in_the_rows_that_were_drawn():
     real = to_uint8(MEAN + STD * Noise(9, 0, 200).normal(*SHAPE)).numpy()
-    rows, drawn = sweep.draw(Gaussian(), OWN, CFG, noise_at)
+    rows, drawn = drawn_at(Gaussian(), OWN, CFG)
     rows.insert(1, {"own": False, "sampler": "x", "steps": 2, "denoise": True, "refused": "why"})
-    points.score(reference(SPREADS.features(real, 64, "real")), rows, drawn)
+    reference(SPREADS.features(real, 64, "real")).score(settings.accepted(rows), drawn)
     assert "fd" not in rows[1]
     assert all({"fd", "kid", "kid_std"} <= row.keys() for row in rows[:1] + rows[2:])
     far = {row["steps"]: row["fd"] for row in rows if row["sampler"] == "ddim"}

@@ -20,6 +20,7 @@ from pofx.base.images import to_model, to_uint8
 from pofx.base.rng import Noise
 from pofx.data.sprites import generate
 from pofx.models.family import EnergyBased
+from pofx.sample.settings import Setting
 from pofx.score.batches import Batches
 from pofx.score.reconstruction import psnr
 
@@ -110,8 +111,8 @@ def auroc(inside: Float[np.ndarray, " n"], outside: Float[np.ndarray, " m"]) -> 
 # --- chains
 
 
-def settings(rows: dict[str, Any], chains: Sequence[int]) -> list[tuple[dict[str, Any], Any]]:
-    """Every row (pofx.sample.rows) at every number of Langevin steps, for `pofx.score.points.draw`."""
+def settings(rows: dict[str, Any], chains: Sequence[int]) -> list[Setting]:
+    """Every row (pofx.sample.rows) at every number of Langevin steps, for `pofx.sample.settings.draw`."""
     return [
         ({"row": row, "chain": k}, dataclasses.replace(cfg, chain=k))
         for row, cfg in rows.items()

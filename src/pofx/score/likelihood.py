@@ -51,7 +51,7 @@ class Likelihood:
 
 @torch.no_grad()
 def evaluate(model: Family, images: Images, batches: Batches, cfg: Likelihood, seed: int) -> dict[str, float]:
-    """Test loss and bits per dimension of `images`. Puts the model into eval mode, and freezes its weights for the flow.
+    """Test loss and bits per dimension of `images`; the model is put into eval mode, for the flow with frozen weights.
 
     The batch size decides nothing but rounding.
 

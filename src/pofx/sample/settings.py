@@ -1,4 +1,4 @@
-"""Images drawn at many settings of one model from the same noise, and their distances to real ones."""
+"""Images drawn at many settings of one model from the same noise, and what each setting costs."""
 
 import time
 from collections.abc import Callable
@@ -15,11 +15,10 @@ from pofx.base.rng import Noise
 from pofx.models.family import Family
 from pofx.sample import drawing
 from pofx.sample.counted import counted
-from pofx.score.measures import Reference
 
 Row = dict[str, Any]
 Images = UInt8[np.ndarray, "_ 3 h w"]  # of test images there may be fewer than of samples
-Setting = tuple[Row, Any]  # what a point is called, and the Sample to draw with
+Setting = tuple[Row, Any]  # its name, and the Sample to draw with
 
 
 @torch.no_grad()
@@ -62,17 +61,3 @@ def draw(
 def accepted(rows: list[Row]) -> list[Row]:
     """Those that have images."""
     return [row for row in rows if "refused" not in row]
-
-
-def score(reference: Reference, rows: list[Row], drawn: list[Images]) -> None:
-    """Put the distances to the training images, under the names of the extractor, into the rows that were not refused.
-
-    A Frechet distance of so few images is far above its value for many; KID is unbiased, whatever their number.
-    """
-    if not drawn:
-        return
-    ends = np.cumsum([len(images) for images in drawn])[:-1]
-    features = np.split(reference.features(np.concatenate(drawn), "all settings"), ends)
-    pairs = zip(accepted(rows), features, strict=True)
-    for row, vectors in Bar(list(pairs), desc="distances", unit="setting"):
-        row |= reference.distances(vectors)
