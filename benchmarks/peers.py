@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import pofx.base.torchvision_compat  # noqa: F401  (before the packages that import torchvision)
 from benchmarks.race import Runner
+from pofx.base import lite0
 from pofx.base.errors import UserError
 from pofx.models.unet import UNetConfig
 
@@ -278,3 +279,10 @@ def pytorch_fid_distance(x: np.ndarray, reference: Sequence[np.ndarray]) -> Runn
         return score.calculate_frechet_distance(np.mean(x, 0), np.cov(x, rowvar=False), *reference)
 
     return Runner(run, None, 30.0)
+
+
+def efficientnet_lite0() -> nn.Module:
+    """The package's own network, for `pofx.score.extractor.Lite0`."""
+    net = package("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0").eval()
+    net.load_state_dict(lite0.weights())
+    return net

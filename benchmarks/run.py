@@ -274,8 +274,9 @@ def fid(bench: Bench) -> dict[str, Any]:
 def lite0_features(bench: Bench) -> dict[str, Any]:
     cfg, n = config.section("fid", extractor.Fid), 100
     net = extractor.build(cfg, RUNS / "weights", RUNS.parent, bench.device)
-    peer = extractor.package_forward(bench.device)
+    peer = extractor.Lite0(peers.efficientnet_lite0()).to(bench.device)
 
+    @torch.no_grad()
     def other() -> None:
         for part in np.split(bench.images[:n], n // cfg.batch):
             peer(torch.from_numpy(part).to(bench.device))

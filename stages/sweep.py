@@ -13,49 +13,56 @@ import torch
 
 from stages import RUNS, run
 from pofx.base import config, files, machine
-from pofx.models import family
 from pofx.base.errors import UserError
 from pofx.base.images import save_grid
 from pofx.base.rng import Noise, fold
-from pofx.score import denoising, distances, drawing, extractor, measures, sweep
+from pofx.models import store
+from pofx.models.denoiser import Denoiser
+from pofx.sample import settings
+from pofx.sample.samplers import Sample
+from pofx.score import denoising, distances, extractor, measures, sweep
 
 ROWS, COLUMNS, LEVELS, STEPS = 6, 10, 16, 20  # of the pictures; of the errors; of the interpolation
 
 
 def main(name: str) -> None:
     fid, seed, device = config.section("fid", extractor.Fid), config.value("seed", int), machine.device()
-    model = family.load(Path(f"models/{name}"), device)
-    if model.sigma_range is None:
+    model = store.load(Path(f"models/{name}"), device)
+    if not isinstance(model, Denoiser):
         raise UserError(f"{name} is no denoiser, there is nothing to sweep: take it out of sweep.models")
-    own = config.section(f"sample.{name}", family.module(name).Sample)
+    own = config.section(f"sample.{name}", Sample)
     # Key by key, without the list of models: another family in it does not concern this one.
     values = {"n": config.value("sweep.n", int), "samplers": config.value("sweep.samplers", tuple[str, ...])}
     values |= {"steps": config.value("sweep.steps", tuple[int, ...])}
     cfg = config.build(sweep.Sweep, {"models": [name], **values}, "sweep")
-    test, reference = np.load("data/test.npy"), distances.Target(np.load("features/train.npy"))
+    test, target = np.load("data/test.npy"), distances.Target(np.load("features/train.npy"))
     fid = dataclasses.replace(fid, kid_subset_size=min(fid.kid_subset_size, cfg.n))
-    distances.check_subset(fid.kid_subset_size, cfg.n, len(reference))
+    distances.check_subset(fid.kid_subset_size, cfg.n, len(target))
     images = torch.from_numpy(test[: own.batch]).to(device)
 
-    def noise(use: str, n: int) -> Noise:
-        return Noise(fold(seed, use, name), 0, n, device)
+    def noise(use: str, stop: int, start: int = 0) -> Noise:
+        return Noise(fold(seed, use, name), start, stop, device)
 
     folder, few = Path(f"plots/denoising/{name}"), images[: ROWS // 2]
-    half = model.cfg.train.precision == "bf16"  # the network alone, as in the stage that samples
+    half = model.precision == "bf16"  # the network alone, as in the stage that samples
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
         strip, along = denoising.strip(model, own, noise("sample", ROWS), COLUMNS)  # of the first images of sample@
-        rungs, shown = denoising.ladder(model, few, noise("ladder", len(few)), COLUMNS)
+        noisy, shown = denoising.noisy(model, few, noise("ladder", len(few)), COLUMNS)
         between = denoising.interpolation(model, own, noise("interpolation", 2 * ROWS), COLUMNS, STEPS)
         levels = denoising.errors(model, images, noise("errors", len(images)), LEVELS)
-        rows, drawn = sweep.draw(model, own, cfg, fold(seed, "sweep", name), device)
+        largest, some = model.sigma_range[1], min(cfg.n, own.batch)
+        with torch.no_grad():
+            model.denoise(largest * noise("sweep", some).normal(*model.shape), largest)  # not timed: kernels are chosen
+        points = sweep.settings(own, cfg)
+        rows, drawn = settings.draw(model, points, cfg.n, lambda start, stop: noise("sweep", stop, start))
     save_grid(strip, folder / "strip.png", columns=len(along) + 1)
-    save_grid(rungs, folder / "ladder.png", columns=len(shown))
+    save_grid(noisy, folder / "ladder.png", columns=len(shown))
     save_grid(between, folder / "interpolation.png", columns=COLUMNS)
 
     net = extractor.build(fid, RUNS / "weights", RUNS.parent, device)
-    yardstick = measures.Reference(net, fid, seed, reference)
-    drawing.score(yardstick, rows, drawn, "sweep")
-    protocol = yardstick.protocol(cfg.n) | {"test_images": len(images), "device": machine.name(device)}
+    reference = measures.Reference(net, fid, seed, target)
+    reference.score(settings.accepted(rows), drawn)
+    protocol = reference.protocol(cfg.n) | {"test_images": len(images), "device": machine.name(device)}
     record = {"n": cfg.n, "keys": net.keys, "protocol": protocol, "sigma_range": model.sigma_range, "rows": rows}
     record |= {"levels": levels, "strip": along, "ladder": shown}
     files.write_json(Path(f"metrics/sweep/{name}.json"), record)

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import build, small
-from torch import nn
 
 from pofx.base.images import to_model, to_uint8
-from pofx.models.family import Family
-from pofx.models.vae import latent
+from pofx.models import latent
+from pofx.models.family import Latent
 from pofx.sample.interpolation import lerp, slerp
 from pofx.score import codes
 from pofx.score.batches import Batches
@@ -17,26 +16,25 @@ CPU = torch.device("cpu")
 SCALE = 8.0  # standard deviations of the prior in a pixel's one
 
 
-class Linear(Family):
+class Linear(Latent):
     """Unit i of four is SCALE times pixel i of the red plane, and back."""
 
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Identity()
-
-    def encode(self, x):
+    def posterior(self, x):
         return SCALE * x[:, 0, 0, :4], torch.tensor([0.0, -4.0, -2.0, -10.0]).expand(len(x), 4)
 
     def decode(self, z):
-        x = z.new_zeros(len(z), 3, 32, 32)
+        x = z.new_zeros(len(z), *self.shape)
         x[:, 0, 0, :4] = z / SCALE
         return x
 
     def forward(self, x):
         raise NotImplementedError
 
-    def sample(self, noise, cfg):
+    def preview(self, noise):
         raise NotImplementedError
+
+
+LINEAR = Linear(None, (3, 32, 32))
 
 
 def shown_codes(picture: np.ndarray) -> torch.Tensor:
@@ -55,11 +53,10 @@ def images() -> np.ndarray:
 
 
 def test_a_unit_that_does_not_move_is_not_in_use(images):
-    mean, log_var = codes.posterior(Linear(), images, Batches(7, CPU))
+    mean, log_var = codes.posterior(LINEAR, images, Batches(7, CPU))
     assert mean.shape == log_var.shape == (24, 4)
     assert latent.active(mean).tolist() == [True, True, True, False]
     assert latent.kl(mean, log_var).mean(0).argmax() == 3, "but it has the largest KL"
-    assert codes.posterior(build(*small("ebm")), images, Batches(7, CPU)) is None
 
 
 def test_kl_is_that_of_the_library():
@@ -71,26 +68,26 @@ def test_kl_is_that_of_the_library():
 
 def test_a_traversal_moves_one_unit_alone_and_the_largest_kl_comes_first(images):
     values = [-2.0, 0.0, 1.0]
-    mean, log_var = codes.posterior(Linear(), images, Batches(24, CPU))
-    got = shown_codes(codes.traversals(Linear(), mean, log_var, values, 10)).view(3, 3, 4)
+    mean, log_var = codes.posterior(LINEAR, images, Batches(24, CPU))
+    got = shown_codes(codes.traversals(LINEAR, mean, log_var, values, 10)).view(3, 3, 4)
     for row, unit in enumerate((1, 2, 0)):
         want = mean[0].repeat(3, 1)
         want[:, unit] = torch.tensor(values)
         assert torch.allclose(got[row], want, atol=SCALE / 255 + 1e-5), unit
-    assert len(codes.traversals(Linear(), mean, log_var, values, 2)) == 2 * 3
+    assert len(codes.traversals(LINEAR, mean, log_var, values, 2)) == 2 * 3
 
 
 def test_a_collapsed_code_has_no_traversals(images):
     same = images[:1].repeat(6, 0)
-    mean, log_var = codes.posterior(Linear(), same, Batches(6, CPU))
-    assert len(codes.traversals(Linear(), mean, log_var, [0.0], 10)) == 0
-    shown = codes.pictures(Linear(), same, same, Batches(6, CPU))
+    mean, log_var = codes.posterior(LINEAR, same, Batches(6, CPU))
+    assert len(codes.traversals(LINEAR, mean, log_var, [0.0], 10)) == 0
+    shown = codes.pictures(LINEAR, same, same, Batches(6, CPU))
     assert {name: columns for name, (_, columns) in shown.items()} == {"reconstructions": 6, "interpolations": 12}
 
 
 def test_interpolations_start_and_end_at_codes_between_their_images(images):
-    mean, _ = codes.posterior(Linear(), images, Batches(24, CPU))
-    picture = codes.interpolations(Linear(), mean, images, 2, 7).reshape(2, 2, 7, 3, 32, 32)
+    mean, _ = codes.posterior(LINEAR, images, Batches(24, CPU))
+    picture = codes.interpolations(LINEAR, mean, images, 2, 7).reshape(2, 2, 7, 3, 32, 32)
     for pair in range(2):
         for way in range(2):
             assert np.array_equal(picture[pair, way, 0], images[2 * pair])
@@ -100,7 +97,7 @@ def test_interpolations_start_and_end_at_codes_between_their_images(images):
         assert torch.allclose(code[:, [0, -1]], ends.expand(2, 2, 4), atol=SCALE / 255 + 1e-5)
         assert torch.allclose(code[0, 2], ends.mean(0), atol=SCALE / 255 + 1e-5), "the straight line"
         assert code[1, 2].norm() > code[0, 2].norm() + 0.1, "the arc keeps away from the middle"
-    assert len(codes.interpolations(Linear(), mean[:3], images[:3], 5, 7)) == 2 * 7
+    assert len(codes.interpolations(LINEAR, mean[:3], images[:3], 5, 7)) == 2 * 7
 
 
 def test_reconstructions_stand_below_their_images(images):

@@ -1,5 +1,6 @@
 """What drawing costs, against counts by hand; the peak of a process's memory."""
 
+import dataclasses
 import platform
 import subprocess
 import sys
@@ -11,8 +12,13 @@ import torch.nn.functional as F
 from conftest import build, defaults, small
 from torch import Tensor, nn
 
-from pofx.base import config, machine
-from pofx.models import family
+from pofx.base import machine
+from pofx.base.rng import Noise
+from pofx.models.ebm.network import EnergyConfig
+from pofx.models.family import Sampled
+from pofx.sample import drawing
+from pofx.sample.counted import counted
+from pofx.sample.rows import rows
 from pofx.score import cost
 
 CPU = torch.device("cpu")
@@ -35,18 +41,22 @@ class Net(nn.Module):
         return self.apart(self.conv(torch.randn(n, 6, 10, 10)))
 
 
-class Toy(family.Family):
+class Toy(Sampled):
     """Draws as a function of its network and the noise says."""
 
     def __init__(self, net: nn.Module, way):
-        super().__init__()
+        super().__init__(None, (3, 2, 2))
         self.net, self.way = net.requires_grad_(False), way
 
     def forward(self, x):
-        return {}
+        raise NotImplementedError
+
+    def preview(self, noise):
+        raise NotImplementedError
 
     def sample(self, noise, cfg):
-        return self.way(self.net, len(noise))
+        self.way(self.net, len(noise))
+        return torch.zeros(len(noise), *self.shape)
 
 
 def test_a_network_is_counted_as_by_hand():
@@ -77,20 +87,19 @@ def test_a_draw_without_the_network_has_no_forward_pass():
 
 
 def test_chains_that_start_at_a_leaf_are_counted():
-    words = "ebm=igebm", "ebm.net.channels=8", "ebm.net.patch=4"
-    module, cfg = small("ebm", *words)
-    how = config.build(module.Sample, defaults(*words)["sample"]["ebm"] | {"chain": 3, "also": {}}, "sample.ebm")
-    found = cost.gflop(build(module, cfg).eval(), how, CPU)
+    module, cfg = small("ebm")
+    few = EnergyConfig(channels=8, patch=4)
+    cfg = dataclasses.replace(cfg, objective="contrast", chain=1, net=few)
+    found = cost.gflop(build(module, cfg).eval(), module.Sample(chain=3), CPU)
     assert 1.9 * 3 < found["sample_gflop"] / found["forward_gflop"] < 2.1 * 3
 
 
 def test_every_family_is_counted(name):
     module, cfg = small(name)
     model = build(module, cfg).eval()
-    how = config.build(module.Sample, defaults()["sample"][name], f"sample.{name}")
-    (how, *_) = family.draws(name, how).values()
-    with torch.no_grad(), family.counted(model.net) as calls:
-        model.sample(family.Noise(0, 0, 1), how)
+    how = rows(name, defaults()["sample"][name], {})[name]
+    with torch.no_grad(), counted([model.net]) as calls:
+        drawing.draw(model, Noise(0, 0, 1), how)
     found = cost.gflop(model, how, CPU)
     assert found["forward_gflop"] > 0 and calls[0] > 0
     inside = found["forward_gflop"] * calls[0]
@@ -107,7 +116,7 @@ def test_the_peak_of_a_gpu_is_that_of_its_tensors(monkeypatch):
 def test_the_peak_is_of_this_process_alone():
     """On Linux the peak that getrusage gives a process is that of the parent which started it, if larger."""
     held = torch.zeros(2**28, dtype=torch.uint8) + 1
-    script = "import torch; from pofx.core import machine; print(machine.peak_mib(torch.device('cpu')))"
+    script = "import torch; from pofx.base import machine; print(machine.peak_mib(torch.device('cpu')))"
     source = Path(__file__).resolve().parents[1] / "src"
     own, theirs = (
         machine.peak_mib(CPU),

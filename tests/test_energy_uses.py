@@ -8,43 +8,54 @@ import numpy as np
 import pytest
 import torch
 from conftest import build, small
-from torch import nn
+from ruamel.yaml import YAML
 
 from pofx.base import config, files
 from pofx.base.errors import UserError
 from pofx.base.images import to_model, to_uint8
 from pofx.base.rng import Noise
-from pofx.models import family
+from pofx.models import family, store
 from pofx.models.ebm import ebm
+from pofx.models.ebm.network import EnergyConfig
 from pofx.score import energy
 from pofx.score.batches import Batches
+from pofx.score.extractor import Fid
 from stages import energy as stage
-from tools import compose
 
 CPU = torch.device("cpu")
+FID = Fid("efficientnet_lite0", None, "0" * 8, n_reference=64, batch=64, kid_subsets=2, kid_subset_size=32)
+TRAIN = {"precision": "fp32", "channels_last": False}
 OWN = ebm.Sample(batch=64, chain=4, start="noise")
+NET = EnergyConfig(channels=16, multipliers=(1, 2, 2), spectral=True)
+OBJECTIVES = {
+    "contrast": {"chain": 2, "net": NET},
+    "recovery": {"chain": 0, "net": dataclasses.replace(NET, spectral=False)},
+}
 
 
-class Bowl(family.Family):
+class Bowl(family.EnergyBased):
     """E = |x|^2."""
 
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Identity()
-
-    def forward(self, x):
-        raise NotImplementedError
-
-    def sample(self, noise, cfg):
-        raise NotImplementedError
+    layer = "pixels"
 
     def energy(self, x):
-        return self.net(x).square().sum((1, 2, 3))
+        return x.square().sum((1, 2, 3))
+
+    def _unused(self, *_):
+        raise NotImplementedError
+
+    forward = preview = sample = features = path = inpaint = restore = _unused
 
 
-@pytest.fixture(scope="module", params=["ebm=igebm", "ebm=recovery"])
-def model(request) -> ebm.Model:
-    return build(*small("ebm", request.param)).eval()
+def tiny(objective: str) -> family.EnergyBased:
+    """An energy-based model, untrained."""
+    module, cfg = small("ebm")
+    return build(module, dataclasses.replace(cfg, objective=objective, **OBJECTIVES[objective])).eval()
+
+
+@pytest.fixture(scope="module", params=OBJECTIVES)
+def model(request) -> family.EnergyBased:
+    return tiny(request.param)
 
 
 # --- scores
@@ -75,21 +86,13 @@ def test_scores_of_a_known_energy(sprites):
     """Of E = |x|^2 grey is the likeliest image of all: blends come nearer to it, noise does not."""
     images = sprites.numpy()
     sets = {"grey": np.full_like(images, 128), "ends": np.full_like(images, 255), "same": images}
-    found = energy.scores(lambda x: energy.energies(Bowl(), x, Batches(50, CPU)), images, sets)
+    found = energy.scores(lambda x: energy.energies(Bowl(None, (3, 32, 32)), x, Batches(50, CPU)), images, sets)
     assert [row["auroc"] for row in found["auroc"]] == [0.0, 1.0, 0.5]
     assert found["test_energy"] == pytest.approx(to_model(sprites).square().sum((1, 2, 3)).mean().item(), rel=1e-5)
 
 
-def test_a_family_without_energy_and_energies_that_are_not_finite_are_refused(sprites):
-    plain = build(*small("vae")).eval()
-    assert plain.energy(to_model(sprites[:2])) is None
-    with pytest.raises(NotImplementedError):
-        plain.inpaint(to_model(sprites[:2]), torch.ones(2, 1, 32, 32, dtype=torch.bool), Noise(0, 0, 2), OWN)
-    with pytest.raises(NotImplementedError):
-        plain.restore(to_model(sprites[:2]), 0.1, Noise(0, 0, 2), OWN)
-    with pytest.raises(UserError, match=r"take it out of energy\.models"):
-        energy.energies(plain, sprites.numpy(), Batches(64, CPU))
-    bowl = Bowl()
+def test_energies_that_are_not_finite_are_refused(sprites):
+    bowl = Bowl(None, (3, 32, 32))
     bowl.energy = lambda x: x.sum((1, 2, 3)) / 0
     with pytest.raises(UserError, match="not finite"):
         energy.energies(bowl, sprites.numpy(), Batches(64, CPU))
@@ -126,8 +129,8 @@ def test_shuffling_moves_whole_tiles():
 
 def test_every_row_at_every_length():
     rows = {"ebm": dataclasses.replace(OWN, start="buffer"), "ebm-fresh": OWN}
-    found = energy.plan(rows, (60, 0))
-    assert [told for told, _ in found] == [{"row": r, "chain": k} for r in rows for k in (0, 60)]
+    found = energy.settings(rows, (60, 0))
+    assert [name for name, _ in found] == [{"row": r, "chain": k} for r in rows for k in (0, 60)]
     assert [(cfg.start, cfg.chain) for _, cfg in found] == [("buffer", 0), ("buffer", 60), ("noise", 0), ("noise", 60)]
 
 
@@ -141,14 +144,15 @@ def test_a_strip_goes_from_the_start_to_the_sample(model):
         assert np.array_equal(picture[:, -1], to_uint8(model.sample(Noise(1, 0, 3), OWN)).numpy())
     assert np.array_equal(picture[:, 0], to_uint8(start).numpy())
     short = dataclasses.replace(OWN, chain=1)
-    assert energy.strip(model, short, Noise(1, 0, 3), 10)[1] == (2 if contrast else model.cfg.levels + 2)
+    assert energy.strip(model, short, Noise(1, 0, 3), 10)[1] == (2 if contrast else model.own.levels + 2)
 
 
 # --- images in part or in noise
 
 
 @pytest.fixture
-def known() -> torch.Tensor:
+def mask() -> torch.Tensor:
+    """Observed pixels of 70 images."""
     return torch.from_numpy(~energy.hidden(70, 32, 32))
 
 
@@ -158,12 +162,12 @@ def test_hidden_are_a_half_and_a_quarter_of_the_pixels():
     assert masks[0, 0, :, 16:].all() and masks[1, 0, 8:24, 8:24].all()
 
 
-def test_inpainting_keeps_known_pixels_bit_for_bit_and_draws_the_others(model, sprites, known):
+def test_inpainting_keeps_observed_pixels_bit_for_bit_and_draws_the_others(model, sprites, mask):
     x = to_model(sprites[:70])
     with torch.no_grad():
-        one, again, other = (model.inpaint(x, known, Noise(seed, 0, 70), OWN) for seed in (1, 1, 2))
-        grey = model.inpaint(x.where(known, 0.0), known, Noise(1, 0, 70), OWN)
-    everywhere = known.expand_as(x)
+        one, again, other = (model.inpaint(x, mask, Noise(seed, 0, 70), OWN) for seed in (1, 1, 2))
+        grey = model.inpaint(x.where(mask, 0.0), mask, Noise(1, 0, 70), OWN)
+    everywhere = mask.expand_as(x)
     assert torch.equal(one[everywhere], x[everywhere]) and torch.equal(other[everywhere], x[everywhere])
     assert (one[~everywhere] != x[~everywhere]).float().mean() > 0.99
     assert torch.equal(one, again) and not torch.equal(one, other)
@@ -179,24 +183,16 @@ def test_restoring_lowers_the_energy(model, sprites):
         assert torch.equal(again, model.restore(noisy, 0.4, Noise(1, 0, 16), dataclasses.replace(OWN, chain=20)))
 
 
-def test_an_image_does_not_depend_on_its_batch(model, sprites, known):
+def test_an_image_does_not_depend_on_its_batch(model, sprites, mask):
     x = to_model(sprites[:70])
     with torch.no_grad():
         for use in (
-            lambda a, b: model.inpaint(x[a:b], known[a:b], Noise(1, a, b), OWN),
+            lambda a, b: model.inpaint(x[a:b], mask[a:b], Noise(1, a, b), OWN),
             lambda a, b: model.restore(x[a:b], 0.2, Noise(1, a, b), OWN),
         ):
             together, apart = use(0, 70), torch.cat([use(0, 64), use(64, 70)])
             gap = (to_uint8(together).short() - to_uint8(apart).short()).abs()
             assert gap.max() <= 1 and (gap > 0).float().mean() < 0.01  # rounding of the kernels
-
-
-def test_psnr_is_that_of_the_pixels_asked_for():
-    x, y = torch.zeros(2, 3, 32, 32), torch.zeros(2, 3, 32, 32)
-    y[:, :, :, 16:] = 0.2
-    where = torch.from_numpy(energy.hidden(1, 32, 32)).expand(2, -1, -1, -1)
-    assert energy.psnr(x, y, where) == pytest.approx(20.0, abs=1e-4)  # 4 / 0.2^2 = 100
-    assert energy.psnr(x, y) == pytest.approx(20 + 10 * np.log10(2), abs=1e-4)
 
 
 def test_inpainting_and_restoring_show_and_count(model, sprites):
@@ -208,8 +204,8 @@ def test_inpainting_and_restoring_show_and_count(model, sprites):
     assert [(r["unknown"], r["images"]) for r in rows] == [("right half", 5), ("centre", 5)]
     assert all(5 < r["psnr"] < r["psnr_filled"] for r in rows), "untrained, and near to noise"
 
-    picture, rows = energy.restoring(model, OWN, sprites[:10], (0.2, 0.4), lambda: Noise(0, 0, 10), 3)
-    assert picture.shape == (3 * 5, 3, 32, 32)
+    columns, rows = energy.restoring(model, OWN, sprites[:10], (0.2, 0.4), lambda: Noise(0, 0, 10))
+    assert energy.sheet(columns, 3).shape == (3 * 5, 3, 32, 32)
     assert rows[0]["psnr_noisy"] == pytest.approx(20, abs=1) and rows[1]["psnr_noisy"] < rows[0]["psnr_noisy"]
 
 
@@ -217,44 +213,43 @@ def test_inpainting_and_restoring_show_and_count(model, sprites):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"n": 1}, "energy.n = 1 "),
         ({"images": 1}, "energy.images = 1 "),
         ({"chains": []}, r"energy.chains = \[\] should"),
-        ({"chains": [0, -1]}, "energy.chains = "),
+        ({"chains": [0, -1]}, "energy.chains"),
         ({"chains": [5, 5]}, "energy.chains = "),
         ({"chain": [5]}, "did you mean chains"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_in_one_line(change, told):
+def test_settings_that_cannot_be_are_refused_in_one_line(change, message):
     good = {"models": ["ebm"], "n": 10, "chains": [0, 5], "images": 10}
     config.build(energy.Energy, good | {"models": []}, "energy")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         config.build(energy.Energy, good | change, "energy")
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sprites):
     """A folder with all that energy@ebm needs, of an EBM with a replay buffer; what it holds writes params.yaml."""
-    model = build(*small("ebm", "ebm=igebm")).eval()
     monkeypatch.chdir(tmp_path)
-    family.save_model(Path("models/ebm"), "ebm", model.cfg, model, {})
+    store.save(Path("models/ebm"), "ebm", tiny("contrast"), TRAIN, {})
     for split, part in (("train", sprites[:64]), ("test", sprites[64:])):
         files.write_npy(Path(f"data/{split}.npy"), part.numpy())
     files.write_json(Path("metrics/data.json"), {"name": "sprites"})
     files.write_npy(Path("features/train.npy"), np.random.default_rng(0).random((64, 1280), np.float32))
 
-    def parameters(*words: str) -> None:
-        tiny = [
-            "ebm=igebm",
-            "energy.n=16",
-            "energy.images=20",
-            "energy.chains=[0,3]",
-            "sample.ebm.chain=2",
-            "fid.kid_subsets=2",
-        ]
-        Path("params.yaml").write_text(compose.text([*tiny, "fid.kid_subset_size=32", *words]))
+    def parameters(n: int = 16) -> None:
+        tree = {
+            "seed": 0,
+            "sample": {"ebm": {"batch": 64, "chain": 2, "start": "buffer"}, "vae": {"batch": 64}},
+            "rows": {"ebm": {"fresh": {"start": "noise"}}, "vae": {}},
+            "fid": dataclasses.asdict(FID),
+            "energy": {"n": n, "images": 20, "chains": [0, 3]},
+        }
+        with Path("params.yaml").open("w") as file:
+            YAML().dump(tree, file)
         config.params.cache_clear()
 
     yield parameters
@@ -288,7 +283,7 @@ def test_the_stage_measures_and_draws(run):
 
 
 def test_a_row_that_cannot_be_drawn_is_a_blank_with_its_reason(run):
-    run("energy.n=150")  # the buffer holds 128
+    run(n=150)  # the buffer holds 128
     stage.main("ebm")
     rows = {row["row"]: row for row in measured()["rows"]}
     assert "buffer = 128" in rows["ebm"]["refused"] and "energy" not in rows["ebm"]
@@ -297,7 +292,6 @@ def test_a_row_that_cannot_be_drawn_is_a_blank_with_its_reason(run):
 
 def test_a_family_without_energy_is_a_user_error(run):
     run()
-    module, cfg = small("vae")
-    family.save_model(Path("models/vae"), "vae", cfg, build(module, cfg), {})
-    with pytest.raises(UserError, match="has no energy"):
+    store.save(Path("models/vae"), "vae", build(*small("vae")), TRAIN, {})
+    with pytest.raises(UserError, match=r"vae has no energy: take it out of energy\.models"):
         stage.main("vae")

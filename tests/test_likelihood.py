@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ from scipy.integrate import solve_ivp
 from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 
-from pofx.base import rng
+from pofx.base import config, rng
 from pofx.base.errors import UserError
 from pofx.base.images import to_model
 from pofx.base.rng import Noise
 from pofx.models import schedules as noise
 from pofx.models.denoiser import Denoiser
+from pofx.models.family import Bounded, ImportanceWeighted
 from pofx.score import likelihood
 from pofx.score.batches import Batches
 from pofx.score.likelihood import BIN, Likelihood
@@ -43,8 +45,8 @@ class Known(Denoiser):
     """A denoiser that is a function."""
 
     def __init__(self, function, levels: np.ndarray):
-        super().__init__(nn.Identity(), 0.0, 0)
-        self.function, self.ladder, self.sigma_range = function, levels, (float(levels[-1]), float(levels[0]))
+        super().__init__(SimpleNamespace(guide=0.0), (3, 8, 8), nn.Identity())
+        self.function, self.levels, self.sigma_range = function, levels, (float(levels[-1]), float(levels[0]))
 
     def forward(self, x):
         raise NotImplementedError
@@ -291,14 +293,12 @@ def test_the_standard_error_is_that_of_repeated_measurements():
 # --- evaluate
 
 
-class Stub(Known):
-    """A family whose forward gives `bpd`, and whose denoiser is that of N(0, S^2)."""
+class Stub:
+    """A family whose forward gives `bpd`."""
 
-    def __init__(self, kind: str | None, bad: float = 0.0):
-        super().__init__(gaussian(S), noise.preserving("linear", 100))
-        self.sigma_range = (0.01, 60.0)
-        self.likelihood, self.bad, self.sizes = kind, bad, []
-        self.weight = nn.Parameter(torch.ones(()))
+    def setup(self, bad: float = 0.0):
+        self.bad, self.sizes, self.weight = bad, [], nn.Parameter(torch.ones(()))
+        return self
 
     def forward(self, x):
         assert not self.training and not torch.is_grad_enabled() and x.min() >= -1 and x.max() <= 1
@@ -306,12 +306,36 @@ class Stub(Known):
         loss = x.mean((1, 2, 3)) + 0.1 * rng.batch(torch.randn, len(x)) + self.bad
         return {"loss": loss, "extra": loss.sum(), "bpd": loss + 5}
 
+    def preview(self, noise):
+        raise NotImplementedError
+
+
+class Plain(Stub, Bounded):
+    pass
+
+
+class Weighted(Stub, ImportanceWeighted):
+    def log_weights(self, x, k):
+        return rng.batch(torch.randn, k, len(x), dim=1) + x.mean((1, 2, 3))
+
+
+class Gaussian(Stub, Known):
+    """Its denoiser is that of N(0, S^2)."""
+
     def denoise(self, x, sigma, net=None):
         assert not self.training
         return self.weight * super().denoise(x, sigma)
 
-    def log_weights(self, x, k):
-        return rng.batch(torch.randn, k, len(x), dim=1) + x.mean((1, 2, 3))
+
+CHAIN = noise.preserving("linear", 100)
+
+
+def stub(kind: str | None, **change):
+    if kind in ("bounded", "weighted"):
+        return (Plain if kind == "bounded" else Weighted)(None, (3, 8, 8)).setup(**change)
+    model = Gaussian(gaussian(S), CHAIN if kind == "bound" else np.array([60.0, 0.01])).setup(**change)
+    model.likelihood = kind
+    return model
 
 
 CFG = Likelihood(images=6, importance=3, terms=5, ode_steps=8)
@@ -322,38 +346,38 @@ def pictures(n: int) -> np.ndarray:
 
 
 def test_test_loss_is_a_mean_over_all_images_and_bits_over_the_first():
-    x, stub = pictures(10), Stub("forward").train()
-    got = likelihood.evaluate(stub, x, BATCHES, CFG, 3)
-    assert stub.sizes == [4, 4, 2]
+    x, model = pictures(10), stub("bounded").train()
+    got = likelihood.evaluate(model, x, BATCHES, CFG, 3)
+    assert model.sizes == [4, 4, 2]
     assert got["test_loss"] == pytest.approx(x.mean() / 127.5 - 1, abs=0.2)
-    first = likelihood.evaluate(Stub("forward"), x, BATCHES, Likelihood(20, 3, None, 1), 3)
+    first = likelihood.evaluate(stub("bounded"), x, BATCHES, Likelihood(20, 3, None, 1), 3)
     assert first["test_loss"] == got["test_loss"] and first["bpd"] == pytest.approx(got["test_loss"] + 5, abs=1e-5)
     assert got["bpd"] != first["bpd"]
     assert 0.01 < got["bpd_stderr"] < 0.2
 
 
-KINDS = ["forward", "importance", "bound", "flow"]
+KINDS = ["bounded", "weighted", "bound", "flow"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bits_repeat_and_have_an_error(kind):
     x = pictures(10)
-    got = likelihood.evaluate(Stub(kind), x, BATCHES, CFG, 3)
-    weighted = ["bpd_iw", "bpd_iw_stderr"] if kind == "importance" else []
-    assert list(got) == ["test_loss", "bpd", "bpd_stderr", *weighted]
+    got = likelihood.evaluate(stub(kind), x, BATCHES, CFG, 3)
+    also = ["bpd_iw", "bpd_iw_stderr"] if kind == "weighted" else []
+    assert list(got) == ["test_loss", "bpd", "bpd_stderr", *also]
     torch.manual_seed(7)
-    assert got == likelihood.evaluate(Stub(kind), x, BATCHES, CFG, 3)
-    assert got["bpd"] != likelihood.evaluate(Stub(kind), x, BATCHES, CFG, 4)["bpd"]
+    assert got == likelihood.evaluate(stub(kind), x, BATCHES, CFG, 3)
+    assert got["bpd"] != likelihood.evaluate(stub(kind), x, BATCHES, CFG, 4)["bpd"]
     if kind == "flow":
         assert got["bpd"] == pytest.approx(ENTROPY, abs=4 * got["bpd_stderr"] + 0.1)
     if kind == "bound":
-        assert got["bpd"] == pytest.approx(on_paper(noise.preserving("linear", 100)), abs=4 * got["bpd_stderr"])
+        assert got["bpd"] == pytest.approx(on_paper(CHAIN), abs=4 * got["bpd_stderr"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_batch_decides_nothing(kind):
     x, cfg = pictures(70), Likelihood(images=66, importance=3, terms=5, ode_steps=8)
-    one, other = (likelihood.evaluate(Stub(kind), x, Batches(size, CPU), cfg, 3) for size in (25, 64))
+    one, other = (likelihood.evaluate(stub(kind), x, Batches(size, CPU), cfg, 3) for size in (25, 64))
     assert one == pytest.approx(other, rel=1e-5, abs=1e-5)
 
 
@@ -365,13 +389,13 @@ def test_the_batch_decides_nothing_of_any_family(name, sprites):
 
 
 def test_no_likelihood_is_an_honest_blank():
-    assert list(likelihood.evaluate(Stub(None), pictures(3), BATCHES, CFG, 0)) == ["test_loss"]
+    assert list(likelihood.evaluate(stub(None), pictures(3), BATCHES, CFG, 0)) == ["test_loss"]
 
 
 def test_a_diverged_model_is_a_user_error():
     with pytest.raises(UserError, match="loss on test images is not finite"):
-        likelihood.evaluate(Stub(None, bad=float("nan")), pictures(3), BATCHES, CFG, 0)
-    rough = Stub("flow")
+        likelihood.evaluate(stub(None, bad=float("nan")), pictures(3), BATCHES, CFG, 0)
+    rough = stub("flow")
     rough.weight.fill_(float("inf"))
     with pytest.raises(UserError, match="bits per dimension are not finite"):
         likelihood.evaluate(rough, pictures(3), BATCHES, CFG, 0)
@@ -380,5 +404,6 @@ def test_a_diverged_model_is_a_user_error():
 @pytest.mark.parametrize("change", [{"images": 1}, {"importance": 0}, {"terms": 0}, {"ode_steps": 0}])
 def test_values_out_of_range_are_refused(change):
     (key,) = change
-    with pytest.raises(ValueError, match=f"{key} = . should be at least"):
-        Likelihood(**{"images": 2, "importance": 1, "terms": None, "ode_steps": 1} | change)
+    good = {"images": 2, "importance": 1, "terms": None, "ode_steps": 1}
+    with pytest.raises(UserError, match=f"likelihood.{key} = . should be at least"):
+        config.build(Likelihood, good | change, "likelihood")

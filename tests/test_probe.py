@@ -5,9 +5,13 @@ import pytest
 import torch
 from conftest import build, small
 
+from pofx.base import config
 from pofx.base.errors import UserError
 from pofx.base.images import to_model
-from pofx.models import family
+from pofx.models import store
+from pofx.models.family import Featured
+from pofx.models.features import inside
+from pofx.sample.counted import counted
 from pofx.score import probe
 from pofx.score.batches import Batches
 
@@ -62,10 +66,10 @@ def test_pixels_and_protocol():
     images = [(100 * labels[k][:, None, None, None] + rng.integers(0, 99, (len(labels[k]), 3, 4, 4))).astype(np.uint8)
               for k in ("train", "test")]  # fmt: skip
     task = probe.take(probe.Probe(train=100, test=1000), *images, labels)
-    found, told = probe.pixels(task)
-    assert found == {"linear_probe": 1.0, "linear_probe_stderr": 0.0}
+    scores, protocol = probe.pixels(task)
+    assert scores == {"linear_probe": 1.0, "linear_probe_stderr": 0.0}
     share = labels["test"].mean()
-    assert told == {"probe_layer": "pixels", "probe_features": 48, "probe_train": 90, "probe_validation": 10,
+    assert protocol == {"probe_layer": "pixels", "probe_features": 48, "probe_train": 90, "probe_validation": 10,
                     "probe_test": 60, "probe_chance": pytest.approx(max(share, 1 - share))}  # fmt: skip
 
 
@@ -78,8 +82,8 @@ def test_too_few_images_or_classes(n, classes):
 
 
 def test_an_empty_probe_is_refused():
-    with pytest.raises(ValueError, match="train = 5 should be at least 10"):
-        probe.Probe(train=5, test=5)
+    with pytest.raises(UserError, match=r"probe\.train = 5 should be at least 10"):
+        config.build(probe.Probe, {"train": 5, "test": 5}, "probe")
 
 
 # Features of families
@@ -91,28 +95,28 @@ def model(name):
 
 
 def test_features_have_a_name_and_do_not_depend_on_the_batch(model, sprites):
+    if not isinstance(model, Featured):
+        pytest.skip("a family without features")
     x = to_model(sprites[:4])
     with torch.no_grad():
-        found, alone = model.features(x), model.features(x[:1])
+        features, alone = model.features(x), model.features(x[:1])
         torch.manual_seed(1)
-        assert torch.equal(model.features(x), found), "nothing random"
-    assert (found is None) is (model.layer is None)
-    if found is not None:
-        assert found.shape[0] == 4 and found.ndim == 2 and found.isfinite().all()
-        assert torch.allclose(found[:1], alone, atol=1e-4)
-        assert found.std(0).max() > 0, "and they tell images apart"
+        assert torch.equal(model.features(x), features), "nothing random"
+    assert model.layer and features.shape[0] == 4 and features.ndim == 2 and features.isfinite().all()
+    assert torch.allclose(features[:1], alone, atol=1e-4)
+    assert features.std(0).max() > 0, "and they differ from image to image"
 
 
 def test_what_comes_after_the_layer_is_not_run():
     first, last = torch.nn.Conv2d(3, 5, 1), torch.nn.Conv2d(5, 2, 1)
     x = torch.randn(2, 3, 8, 8)
-    with family.counted(last) as calls:
-        found = family.inside(first, lambda: last(first(x)))
-    assert calls == [0] and found.shape == (2, 20)
-    assert torch.allclose(found.view(2, 5, 2, 2)[..., 0, 0], first(x)[..., :4, :4].mean((2, 3)))
+    with counted([last]) as calls:
+        features = inside(first, lambda: last(first(x)))
+    assert calls == [0] and features.shape == (2, 20)
+    assert torch.allclose(features.view(2, 5, 2, 2)[..., 0, 0], first(x)[..., :4, :4].mean((2, 3)))
     assert not first._forward_hooks
     with pytest.raises(ValueError, match="not reached"):
-        family.inside(first, lambda: None)
+        inside(first, lambda: None)
 
 
 def test_floor_is_the_model_before_training(tmp_path):
@@ -124,13 +128,13 @@ def test_floor_is_the_model_before_training(tmp_path):
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(1)
-        family.save_model(tmp_path / name, name, cfg, model, {})
+        store.save(tmp_path / name, name, model, {"precision": "fp32", "channels_last": False}, {})
         before = torch.get_rng_state()
-        random, ended = family.untrained(tmp_path / name, 3), model.state_dict()
+        random, ended = store.untrained(tmp_path / name, 3), model.state_dict()
         assert torch.equal(torch.get_rng_state(), before) and not random.training
         found = random.state_dict()
         assert not any(torch.equal(found[key], ended[key]) for key, _ in model.named_parameters())
-        if not model.needs:
+        if not store.needs(name):
             assert all(torch.equal(found[key], start[key]) for key in start)
 
 
@@ -142,13 +146,13 @@ def test_a_trained_encoder_differs_from_its_floor(sprites):
     split = {"train": labels[:64], "test": labels[64:]}
     task = probe.take(probe.Probe(train=64, test=64), shown[:64], shown[64:], split)
 
-    class Knows(family.Family):
+    class Knows(Featured):
         layer = "even columns less odd ones"
 
         def forward(self, x):
-            return {}
+            raise NotImplementedError
 
-        def sample(self, noise, cfg):
+        def preview(self, noise):
             raise NotImplementedError
 
         def features(self, x):
@@ -158,6 +162,6 @@ def test_a_trained_encoder_differs_from_its_floor(sprites):
         def features(self, x):
             return torch.randn(len(x), 16, generator=torch.Generator().manual_seed(0))
 
-    found, told = probe.evaluate(Knows(), Random(), task, Batches(64, CPU))
-    assert found["linear_probe"] > 0.9 > 0.75 > found["linear_probe_random"]
-    assert told["probe_layer"] == Knows.layer and told["probe_features"] == 16
+    scores, protocol = probe.evaluate(*(kind(None, (3, 32, 32)) for kind in (Knows, Random)), task, Batches(64, CPU))
+    assert scores["linear_probe"] > 0.9 > 0.75 > scores["linear_probe_random"]
+    assert protocol["probe_layer"] == Knows.layer and protocol["probe_features"] == 16

@@ -27,8 +27,13 @@ def draw(model: Family, noise: Noise, cfg: Any) -> Float[Tensor, "n c h w"]:
     return follow(model, guided(model, cfg.guidance), noise, cfg)
 
 
-def follow(model: Denoiser, denoise: Denoise, noise: Noise, cfg: Sample) -> Float[Tensor, "n c h w"]:
-    """Images from pure noise by the sampler of `cfg` along the noise levels of `model`, denoised by `denoise`."""
+def follow(
+    model: Denoiser, denoise: Denoise, noise: Noise, cfg: Sample, start: Float[Tensor, "n c h w"] | None = None
+) -> Float[Tensor, "n c h w"]:
+    """Images from pure noise by the sampler of `cfg` along the noise levels of `model`, denoised by `denoise`.
+
+    `start` gives the standard normal numbers to begin with in place of those of `noise`.
+    """
     levels = choose_levels(model, cfg)
     if cfg.sampler == "ancestral" and cfg.variance == "large" and len(levels) < FEWEST_FIXED_LARGE:
         raise UserError(
@@ -39,7 +44,7 @@ def follow(model: Denoiser, denoise: Denoise, noise: Noise, cfg: Sample) -> Floa
     def clipped(x: Tensor, sigma: float) -> Tensor:
         return denoise(x, sigma).clamp(-1, 1)
 
-    x = levels[0] * noise.normal(*model.shape)
+    x = levels[0] * (noise.normal(*model.shape) if start is None else start)
     sigmas = [*levels, 0.0] if cfg.denoise else levels
     return samplers.SAMPLERS[cfg.sampler](clipped if cfg.clip else denoise, noise, x, sigmas, cfg)
 

@@ -6,8 +6,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from pofx.base.images import to_uint8
-from pofx.models.family import Family
-from pofx.models.vae import latent
+from pofx.models import latent
+from pofx.models.family import Coded, Latent
 from pofx.sample.interpolation import lerp, slerp
 from pofx.score.batches import Batches
 
@@ -19,7 +19,7 @@ COLUMNS, UNITS, PAIRS = 12, 10, 5  # of the pictures; rows of traversals; pairs 
 VALUES = np.linspace(-2.5, 2.5, 11).tolist()  # of a unit in traversals, in standard deviations of the prior
 
 
-def pictures(model: Family, images: Images, again: Images, batches: Batches) -> dict[str, Sheet]:
+def pictures(model: Coded, images: Images, again: Images, batches: Batches) -> dict[str, Sheet]:
     """Reconstructions of the first `images`; of a Gaussian code also traversals, if a unit is in use over all of them,
     and interpolations.
 
@@ -28,8 +28,8 @@ def pictures(model: Family, images: Images, again: Images, batches: Batches) -> 
     """
     columns = min(COLUMNS, len(images))
     sheets = {"reconstructions": (reconstructions(images, again, columns, PAIRS), columns)}
-    if (code := posterior(model, images, batches)) is not None:
-        mean, log_var = code
+    if isinstance(model, Latent):
+        mean, log_var = posterior(model, images, batches)
         moved = traversals(model, mean, log_var, VALUES, UNITS)
         if len(moved):
             sheets["traversals"] = moved, len(VALUES)
@@ -44,17 +44,15 @@ def reconstructions(images: Images, again: Images, columns: int, rows: int) -> P
     return np.stack([*pairs], 1).reshape(-1, *images.shape[1:])
 
 
-def posterior(model: Family, images: Images, batches: Batches) -> tuple[Code, Code] | None:
-    """Mean and log variance of the code of every image; None: the model has no Gaussian code."""
-    if model.encode(next(batches.of(images[:1]))) is None:
-        return None
-    codes = batches.map(lambda x: torch.stack(model.encode(x), 1), images)
+def posterior(model: Latent, images: Images, batches: Batches) -> tuple[Code, Code]:
+    """Mean and log variance of the code of every image."""
+    codes = batches.map(lambda x: torch.stack(model.posterior(x), 1), images)
     mean, log_var = codes.to(batches.device).unbind(1)
     return mean, log_var
 
 
 @torch.no_grad()
-def traversals(model: Family, mean: Code, log_var: Code, values: list[float], rows: int) -> Picture:
+def traversals(model: Latent, mean: Code, log_var: Code, values: list[float], rows: int) -> Picture:
     """What single units do: the code of the first image, with one unit at each of `values`, in standard deviations of
     the prior.
 
@@ -70,7 +68,7 @@ def traversals(model: Family, mean: Code, log_var: Code, values: list[float], ro
 
 
 @torch.no_grad()
-def interpolations(model: Family, mean: Code, images: Images, pairs: int, columns: int) -> Picture:
+def interpolations(model: Latent, mean: Code, images: Images, pairs: int, columns: int) -> Picture:
     """Between the codes of images 0 and 1, 2 and 3, ...
 
     Returns:

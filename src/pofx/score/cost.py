@@ -9,6 +9,7 @@ from torch.utils.flop_counter import flop_registry
 
 from pofx.base.rng import Noise
 from pofx.models.family import Family
+from pofx.sample import drawing
 
 
 class Counter(TorchDispatchMode):
@@ -54,7 +55,7 @@ def gflop(model: Family, cfg: Any, device: torch.device) -> dict[str, float]:
     try:
         # Attention by plain matrix products: the counter does not know every fused kernel.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Counter() as counter:
-            model.sample(Noise(0, 0, 1, device), cfg)
+            drawing.draw(model, Noise(0, 0, 1, device), cfg)
     finally:
         for handle in handles:
             handle.remove()

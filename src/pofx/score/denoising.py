@@ -1,55 +1,40 @@
-"""What a denoiser D(x, sigma) does, in pictures and in numbers: functions of a model with `denoise` and `sample`.
+"""What a denoiser D(x, sigma) does, in pictures and in numbers.
 
 Pictures are bytes for `pofx.base.images.save_grid`, row by row. Noise levels are for images on [-1, 1].
 """
 
-import dataclasses
 import math
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from pofx.base.images import to_model, to_uint8
 from pofx.base.rng import Noise
-from pofx.models import schedules as schedule
-from pofx.models.denoiser import Denoiser
-from pofx.sample import samplers
+from pofx.models.denoiser import SIGMA_DATA, Denoiser
+from pofx.models.schedules import geometric
+from pofx.sample import drawing
 from pofx.sample.interpolation import slerp
 from pofx.sample.samplers import Sample
 
-SIGMA_DATA = 0.5  # standard deviation of natural images on [-1, 1]
 Picture = UInt8[np.ndarray, "n 3 h w"]
 
 
-class Given(Noise):
-    """Noise that is not drawn: the start of a sampler that needs no other random number."""
-
-    def __init__(self, start: Float[Tensor, "n ..."]):
-        self.first: list[Tensor] = [start]
-        self.start, self.stop, self.device = 0, len(start), start.device
-
-    def normal(self, *shape: int) -> Float[Tensor, "n ..."]:
-        if not self.first or self.first[0].shape[1:] != shape:
-            raise ValueError("only a deterministic sampler, of images of the given shape, can start from given noise")
-        return self.first.pop()
-
-
 def levels(model: Denoiser, n: int) -> list[float]:
-    """`n` noise levels over the model's range at equal ratios, rising. Of a model that was trained on a ladder they are
-    the nearest rungs, each once."""
+    """`n` noise levels over the model's range at equal ratios, rising. Of a model that was trained on certain levels
+    they are the nearest of these, each once."""
     smallest, largest = model.sigma_range
-    found = schedule.geometric(smallest, largest, n)
-    if model.ladder is not None:
-        nearest = np.abs(np.log(model.ladder)[:, None] - np.log(found)).argmin(0)
-        found = np.unique(model.ladder[nearest])
-    return found.tolist()
+    sigmas = geometric(smallest, largest, n)
+    if model.levels is not None:
+        nearest = np.abs(np.log(model.levels)[:, None] - np.log(sigmas)).argmin(0)
+        sigmas = np.unique(model.levels[nearest])
+    return sigmas.tolist()
 
 
 @torch.no_grad()
 def strip(model: Denoiser, cfg: Sample, noise: Noise, columns: int) -> tuple[Picture, list[float]]:
-    """Progressive denoising: what the model takes its samples for, evaluation by evaluation.
+    """Progressive denoising: what the model predicts of its samples, evaluation by evaluation.
 
     Returns:
         Picture: a row for each of len(noise) samples: D(x, sigma) at evaluations evenly over all that the sampler of
@@ -57,24 +42,22 @@ def strip(model: Denoiser, cfg: Sample, noise: Noise, columns: int) -> tuple[Pic
         Levels: sigma of every column but the last.
     """
     seen: list[tuple[float, Tensor]] = []
-    denoise = model.guided(cfg.guidance)
+    denoise = drawing.guided(model, cfg.guidance)
 
     def recorded(x: Tensor, sigma: float) -> Tensor:
         out = denoise(x, sigma)
         seen.append((sigma, to_uint8(out)))
         return out
 
-    sample = to_uint8(samplers.draw(recorded, noise, cfg, model.sigma_range, model.ladder))
+    sample = to_uint8(drawing.follow(model, recorded, noise, cfg))
     picked = [seen[i] for i in np.linspace(0, len(seen) - 1, min(columns, len(seen))).round().astype(int)[:-1]]
     shown = torch.stack([*(image for _, image in picked), sample], 1)
     return shown.flatten(0, 1).cpu().numpy(), [sigma for sigma, _ in picked]
 
 
 @torch.no_grad()
-def ladder(
-    model: Denoiser, images: UInt8[Tensor, "b 3 h w"], noise: Noise, columns: int
-) -> tuple[Picture, list[float]]:
-    """The ladder of noise levels, and what the model makes of it.
+def noisy(model: Denoiser, images: UInt8[Tensor, "b 3 h w"], noise: Noise, columns: int) -> tuple[Picture, list[float]]:
+    """Images under growing noise, and what the model makes of them.
 
     Returns:
         Picture: two rows an image: the image with noise of every level (the same noise, times sigma), scaled down to
@@ -82,8 +65,10 @@ def ladder(
         Levels: sigma of every column, rising.
     """
     x, z, sigmas = to_model(images), noise.normal(*images.shape[1:]), levels(model, columns)
-    noisy = [(sigma, x + sigma * z) for sigma in sigmas]
-    pairs = [torch.stack([y / math.hypot(1, sigma / SIGMA_DATA), model.denoise(y, sigma)], 1) for sigma, y in noisy]
+    pairs = []
+    for sigma in sigmas:
+        y = x + sigma * z
+        pairs.append(torch.stack([y / math.hypot(1, sigma / SIGMA_DATA), model.denoise(y, sigma)], 1))
     return to_uint8(torch.stack(pairs, 2).flatten(0, 2)).cpu().numpy(), sigmas
 
 
@@ -92,7 +77,7 @@ def interpolation(model: Denoiser, cfg: Sample, noise: Noise, columns: int, step
     """Images between images: DDIM (Song et al. 2021, arXiv 2010.02502, section 5.3) from noise on the great circle
     between two starts.
 
-    Deterministic, so that an image is a function of its start: rest of the settings as in `cfg`, `steps` levels.
+    Deterministic, so that an image is a function of its start: the rest of the settings as in `cfg`, `steps` levels.
 
     Args:
         noise: of two images a row: the starts of the first column, then those of the last.
@@ -100,10 +85,11 @@ def interpolation(model: Denoiser, cfg: Sample, noise: Noise, columns: int, step
     Returns:
         Picture: len(noise) / 2 rows of `columns` images.
     """
-    cfg = dataclasses.replace(cfg, sampler="ddim", eta=0.0, steps=steps, denoise=True)
-    first, last = noise.normal(3, 32, 32).chunk(2)
+    cfg = cfg.by("ddim", steps)
+    first, last = noise.normal(*model.shape).chunk(2)
     start = slerp(first, last, torch.linspace(0, 1, columns, device=first.device)).flatten(0, 1)
-    return to_uint8(model.sample(Given(start), cfg)).cpu().numpy()
+    images = drawing.follow(model, drawing.guided(model, cfg.guidance), noise, cfg, start)
+    return to_uint8(images).cpu().numpy()
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from scipy.stats import entropy
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import mutual_info_score
 
-from pofx.models.family import Family
+from pofx.models.family import Latent
 from pofx.score.batches import Batches
 
 # Not seen on discs and rings, and the same image three to five times in a turn of the others: no code gives it back.
@@ -38,13 +38,13 @@ class Factors:
 
 
 def evaluate(
-    model: Family, images: UInt8[np.ndarray, "n 3 h w"], factors: Factors, batches: Batches, seed: int
+    model: Latent, images: UInt8[np.ndarray, "n 3 h w"], factors: Factors, batches: Batches, seed: int
 ) -> dict[str, float]:
     """mig, dci_disentanglement, dci_completeness and dci_informativeness of the codes' means: 1 at best, about 0 of a
-    code that says nothing. Nothing for a family without a Gaussian code, and of too few images."""
-    if len(images) < FEWEST or model.encode(next(batches.of(images[:1]))) is None:
+    code that says nothing. Nothing of too few images."""
+    if len(images) < FEWEST:
         return {}
-    codes, classes = batches.map(lambda x: model.encode(x)[0], images).numpy(), factors.classes()
+    codes, classes = batches.map(model.encode, images).numpy(), factors.classes()
     return {"mig": mig(codes, classes), **dci(codes, classes, seed)}
 
 

@@ -1,17 +1,17 @@
-"""Distances between two sets of feature vectors, in float64. Pure functions of arrays, whatever the features are."""
+"""Distances between two sets of feature vectors, in float64, whatever the features are."""
 
 import math
 from functools import cached_property
 
 import numpy as np
 import scipy.linalg
+import scipy.stats
 from jaxtyping import Float, Float64, Int64
 from scipy.spatial.distance import cdist
 
 from pofx.base.errors import UserError
 
 POINTS = 8  # sizes of a set from which its Frechet distance is extrapolated
-PAIRS = 2**24  # most values of the kernel at a time: 128 MiB
 
 
 class Target:
@@ -67,12 +67,10 @@ def extrapolated(x: Float[np.ndarray, "n d"], y: Target, seed: int) -> tuple[flo
     """
     if len(x) < 2 * x.shape[1]:
         return None
-    import scipy.stats  # half a second, which the stages that never come here save
-
     rng = np.random.RandomState(seed % 2**32)
     inverse = np.linspace(2 / len(x), 1 / len(x), POINTS)
-    found = [_frechet(x[rng.choice(len(x), round(1 / part), replace=False)], *y.moments) for part in inverse]
-    fit = scipy.stats.linregress(inverse, found)
+    values = [_frechet(x[rng.choice(len(x), round(1 / part), replace=False)], *y.moments) for part in inverse]
+    fit = scipy.stats.linregress(inverse, values)
     return float(fit.intercept), float(fit.intercept_stderr)
 
 
@@ -105,25 +103,25 @@ def kid(
 ) -> tuple[float, float]:
     """Kernel distance (Binkowski et al. 2018, 1801.01401): unbiased squared MMD with the kernel (a.b/d + 1)^3.
 
-    Args:
-        subsets: random pairs of subsets to average over.
-        size: vectors in a subset.
-        seed: of the choice of subsets. NumPy's RandomState is frozen, so a seed means the same subsets in every
-            version; torch-fidelity draws in the same way, and equal seeds give equal numbers.
-
-    Returns:
-        Mean and standard deviation over the subsets. The estimate may fall slightly below zero for equal distributions.
+    Mean and standard deviation over `subsets` random pairs of subsets of `size` vectors each. The estimate may fall
+    slightly below zero for equal distributions. NumPy's RandomState is frozen, so a seed means the same subsets in
+    every version; torch-fidelity draws in the same way, and equal seeds give equal numbers.
 
     Raises:
         UserError: a subset is larger than a set, or has fewer than two vectors.
     """
     check_subset(size, len(x), len(y))
-    rng = np.random.RandomState(seed % 2**32)
-    chosen = [[rng.choice(len(v), size, replace=False) for v in (x, y)] for _ in range(subsets)]
-    rows, columns = np.swapaxes(chosen, 0, 1)
-    within = sum(_kernel_sums(v, v, i, i) - _kernel_diagonals(v, i) for v, i in ((x, rows), (y, columns)))
-    values = within / (size * (size - 1)) - 2 * _kernel_sums(x, y, rows, columns) / size**2
-    return float(values.mean()), float(values.std())
+    rng, values = np.random.RandomState(seed % 2**32), []
+    for _ in range(subsets):
+        a, b = (v[rng.choice(len(v), size, replace=False)].astype(np.float64) for v in (x, y))
+        within = sum(k.sum() - np.trace(k) for k in (_kernel(a, a), _kernel(b, b)))
+        values.append(within / (size * (size - 1)) - 2 * _kernel(a, b).mean())
+    return float(np.mean(values)), float(np.std(values))
+
+
+def _kernel(a: Float64[np.ndarray, "n d"], b: Float64[np.ndarray, "m d"]) -> Float64[np.ndarray, "n m"]:
+    k = a @ b.T / a.shape[1] + 1
+    return k * k * k
 
 
 def nearest(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], k: int) -> Int64[np.ndarray, "n k"]:
@@ -137,31 +135,3 @@ def check_subset(size: int, *counts: int) -> None:
         raise UserError(
             f"fid.kid_subset_size = {size} with {min(counts)} images: set it to 2..{min(counts)}, or raise sample.n"
         )
-
-
-def _kernel_sums(
-    x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"], i: Int64[np.ndarray, "s k"], j: Int64[np.ndarray, "s k"]
-) -> Float64[np.ndarray, " s"]:
-    """Sums of the kernel over all pairs of x[i] and y[j], subset by subset."""
-    if len(x) * len(y) > min(i.size * j.shape[1], PAIRS):
-        return np.array([_kernel(x[rows], y[columns]).sum() for rows, columns in zip(i, j, strict=True)])
-    # The subsets overlap so much that fewer products are taken of all pairs, each once.
-    first, second = (np.zeros((len(chosen), len(v))) for chosen, v in ((i, x), (j, y)))
-    np.put_along_axis(first, i, 1, 1)
-    np.put_along_axis(second, j, 1, 1)
-    return (first @ _kernel(x, y) * second).sum(1)
-
-
-def _kernel_diagonals(x: Float[np.ndarray, "n d"], i: Int64[np.ndarray, "s k"]) -> Float64[np.ndarray, " s"]:
-    """Sums of the kernel of each of x[i] with itself."""
-    return ((np.square(x.astype(np.float64)).sum(1) / x.shape[1] + 1) ** 3)[i].sum(1)
-
-
-def _kernel(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> Float64[np.ndarray, "n m"]:
-    left = a.astype(np.float64)
-    k = left @ (left if b is a else b.astype(np.float64)).T  # NumPy takes half of a product with itself
-    k *= 1 / a.shape[1]
-    k += 1
-    cube = k * k
-    cube *= k
-    return cube

@@ -1,7 +1,6 @@
-"""What an energy-based model is for: telling what is no data, drawing by chains of any length, filling in, cleaning.
+"""What an energy-based model is for: detecting outliers, chains of any length, inpainting, denoising.
 
-Functions of arrays and of a model with `energy`, `path`, `inpaint` and `restore`. Pictures are bytes for
-`pofx.base.images.save_grid`, row by row.
+Pictures are bytes for `pofx.base.images.save_grid`, row by row.
 """
 
 import dataclasses
@@ -20,8 +19,10 @@ from pofx.base.errors import UserError
 from pofx.base.images import to_model, to_uint8
 from pofx.base.rng import Noise
 from pofx.data.sprites import generate
-from pofx.models.family import Family
+from pofx.models.family import EnergyBased
+from pofx.sample.settings import Setting
 from pofx.score.batches import Batches
+from pofx.score.reconstruction import psnr
 
 Images = UInt8[np.ndarray, "n 3 h w"]
 Picture = UInt8[np.ndarray, "_ 3 h w"]
@@ -48,7 +49,7 @@ class Energy:
 
 
 def outsiders(test: Images, train: UInt8[np.ndarray, "m 3 h w"], data: str, seed: int) -> dict[str, Images]:
-    """Sets of len(test) images to tell from `test`: training images, and what is no data, from far to near.
+    """Sets of len(test) images to compare with `test`: training images, and outliers, from far to near.
 
     Args:
         data: name of the data set; sprites stand among the others unless they are the data.
@@ -57,7 +58,7 @@ def outsiders(test: Images, train: UInt8[np.ndarray, "m 3 h w"], data: str, seed
     colours = rng.integers(0, 256, (*test.shape[:2], 1, 1), np.uint8)
     other = {} if data == "sprites" else {"sprites": generate(n, seed)[0]}
     return {
-        "training": train[:n],  # 0.5, if the model has not learned them by heart
+        "training": train[:n],  # AUROC 0.5, if the model has not learned them by heart
         "uniform noise": rng.integers(0, 256, test.shape, np.uint8),
         "constant colours": np.broadcast_to(colours, test.shape),
         **other,
@@ -77,14 +78,12 @@ def shuffled(images: Images, rng: np.random.Generator) -> Images:
     return moved.transpose(0, 3, 1, 4, 2, 5).reshape(images.shape)
 
 
-def energies(model: Family, images: Images, batches: Batches) -> Float64[np.ndarray, " n"]:
+def energies(model: EnergyBased, images: Images, batches: Batches) -> Float64[np.ndarray, " n"]:
     """The energy of every image.
 
     Raises:
-        UserError: the family has no energy, or one is not finite.
+        UserError: one is not finite.
     """
-    if model.energy(next(batches.of(images[:1]))) is None:
-        raise UserError("this family has no energy: take it out of energy.models")
     values = batches.map(model.energy, images).double().numpy()
     if not np.isfinite(values).all():
         raise UserError("energies of images are not finite: train the model anew, with smaller steps")
@@ -95,8 +94,10 @@ def scores(
     energy: Callable[[Images], Float64[np.ndarray, " n"]], test: Images, sets: dict[str, Images]
 ) -> dict[str, Any]:
     """Mean and standard deviation of the energy of `test`, and for each of `sets` mean and `auroc`."""
-    inside, outside = energy(test), {name: energy(images) for name, images in sets.items()}
-    rows = [{"set": f, "auroc": auroc(inside, e), "energy": float(e.mean())} for f, e in outside.items()]
+    inside, rows = energy(test), []
+    for name, images in sets.items():
+        outside = energy(images)
+        rows.append({"set": name, "auroc": auroc(inside, outside), "energy": float(outside.mean())})
     return {"test_energy": float(inside.mean()), "test_std": float(inside.std()), "auroc": rows}
 
 
@@ -110,8 +111,8 @@ def auroc(inside: Float[np.ndarray, " n"], outside: Float[np.ndarray, " m"]) -> 
 # --- chains
 
 
-def plan(rows: dict[str, Any], chains: Sequence[int]) -> list[tuple[dict[str, Any], Any]]:
-    """Every way to draw (pofx.models.family.draws) at every number of Langevin steps, for `pofx.score.drawing.draw`."""
+def settings(rows: dict[str, Any], chains: Sequence[int]) -> list[Setting]:
+    """Every row (pofx.sample.rows) at every number of Langevin steps, for `pofx.sample.settings.draw`."""
     return [
         ({"row": row, "chain": k}, dataclasses.replace(cfg, chain=k))
         for row, cfg in rows.items()
@@ -120,7 +121,7 @@ def plan(rows: dict[str, Any], chains: Sequence[int]) -> list[tuple[dict[str, An
 
 
 @torch.no_grad()
-def strip(model: Family, cfg: Any, noise: Noise, columns: int) -> tuple[Picture, int]:
+def strip(model: EnergyBased, cfg: Any, noise: Noise, columns: int) -> tuple[Picture, int]:
     """A row an image, states of its chain from start to sample, evenly apart; and the columns, fewer if it is short."""
     states = [to_uint8(x) for x in model.path(noise, cfg)]
     shown = np.unique(np.linspace(0, len(states) - 1, columns).round().astype(int)).tolist()
@@ -139,68 +140,53 @@ def hidden(n: int, h: int, w: int) -> Bool[np.ndarray, "n 1 h w"]:
     return masks[np.arange(n) % 2]
 
 
-def psnr(
-    x: Float[Tensor, "n 3 h w"], y: Float[Tensor, "n 3 h w"], where: Bool[Tensor, "n 1 h w"] | None = None
-) -> float:
-    """Peak signal-to-noise ratio in dB over the pixels `where` (None: all), images on [-1, 1], mean over the images."""
-    where = torch.ones_like(x, dtype=torch.bool) if where is None else where.expand_as(x)
-    error = ((x - y).double().square() * where).sum((1, 2, 3)) / where.sum((1, 2, 3))
-    return (10 * (4 / error.clamp(min=1e-10)).log10()).mean().item()
+def _psnr(x: Tensor, y: Tensor, where: Tensor | None = None) -> float:
+    """Mean peak signal-to-noise ratio in dB of pairs of images, over the pixels `where` (None: all)."""
+    mask = True if where is None else where.cpu().numpy()
+    return float(psnr(x.cpu().numpy(), y.cpu().numpy(), mask).mean())
 
 
 @torch.no_grad()
 def inpainting(
-    model: Family, cfg: Any, images: UInt8[Tensor, "n 3 h w"], noises: Sequence[Noise]
+    model: EnergyBased, cfg: Any, images: UInt8[Tensor, "n 3 h w"], noises: Sequence[Noise]
 ) -> tuple[Picture, list[dict[str, Any]]]:
-    """Images with a part unknown (`hidden`), and what the model fills in.
+    """Images without the pixels that are `hidden`, and what the model fills in.
 
     Args:
         noises: of each draw. The first is of all images, the others of those to be shown.
 
     Returns:
         Picture: a row an image, the right halves first: without what is hidden, every draw, the original.
-        A row for each of HIDDEN: PSNR of the unknown pixels in the first draw, and filled with the mean colour of the
-        known ones.
+        A row for each of HIDDEN: PSNR of the hidden pixels in the first draw, and filled with the mean colour of the
+        others.
     """
     x = to_model(images)
-    unknown = torch.from_numpy(hidden(*images.shape[:1], *images.shape[2:])).to(x.device)
-    draws = [model.inpaint(x[: len(z)], ~unknown[: len(z)], z, cfg).clamp(-1, 1) for z in noises]
+    mask = torch.from_numpy(~hidden(*images.shape[:1], *images.shape[2:])).to(x.device)  # of observed pixels
+    draws = [model.inpaint(x[: len(z)], mask[: len(z)], z, cfg).clamp(-1, 1) for z in noises]
     few = len(noises[-1])
-    columns = [x.where(~unknown, 0.0)[:few], *(y[:few] for y in draws), x[:few]]
-    shown = torch.stack(columns, 1)[[*range(0, few, 2), *range(1, few, 2)]]
-    known = (~unknown).expand_as(x)
-    filled = ((x * known).sum((2, 3), True) / known.sum((2, 3), True)).expand_as(x)
-    rows = [
-        {
-            "unknown": name,
-            "images": len(x[i::2]),
-            "psnr_filled": psnr(filled[i::2], x[i::2], unknown[i::2]),
-            "psnr": psnr(draws[0][i::2], x[i::2], unknown[i::2]),
-        }
-        for i, name in enumerate(HIDDEN)
-        if len(x[i::2])
-    ]
-    return to_uint8(shown.flatten(0, 1)).cpu().numpy(), rows
+    halves_first = [*range(0, few, 2), *range(1, few, 2)]
+    columns = [column[halves_first] for column in (x.where(mask, 0.0), *draws, x)]
+    filled = ((x * mask).sum((2, 3), True) / mask.sum((2, 3), True)).expand_as(x)
+    rows = []
+    for i, name in enumerate(HIDDEN[: len(x)]):
+        own, where = x[i::2], ~mask[i::2]
+        rows.append({"unknown": name, "images": len(own)})
+        rows[-1] |= {"psnr_filled": _psnr(filled[i::2], own, where), "psnr": _psnr(draws[0][i::2], own, where)}
+    return sheet(columns, few), rows
 
 
 @torch.no_grad()
 def restoring(
-    model: Family,
-    cfg: Any,
-    images: UInt8[Tensor, "n 3 h w"],
-    sigmas: Sequence[float],
-    noise: Callable[[], Noise],
-    few: int,
-) -> tuple[Picture, list[dict[str, float]]]:
+    model: EnergyBased, cfg: Any, images: UInt8[Tensor, "n 3 h w"], sigmas: Sequence[float], noise: Callable[[], Noise]
+) -> tuple[list[Float[Tensor, "n 3 h w"]], list[dict[str, float]]]:
     """Images with Gaussian noise, and what Langevin dynamics makes of them from there.
 
     Args:
         sigmas: standard deviations of the noise, images on [-1, 1].
         noise: of len(images), anew at every call.
-        few: images to be shown.
 
     Returns:
-        Picture: a row an image: with noise and restored, for each of `sigmas`; the original.
+        Noisy and restored images, for each of `sigmas`; last the originals.
         A row for each of `sigmas`: PSNR of the noisy images, cut to [-1, 1], and of the restored ones.
     """
     x, columns, rows = to_model(images), [], []
@@ -209,9 +195,14 @@ def restoring(
         noisy = x + sigma * z.normal(*x.shape[1:])
         again = model.restore(noisy, sigma, z, cfg).clamp(-1, 1)
         noisy = noisy.clamp(-1, 1)
-        rows.append({"sigma": sigma, "images": len(x), "psnr_noisy": psnr(noisy, x), "psnr": psnr(again, x)})
-        columns += [noisy[:few], again[:few]]
-    return to_uint8(torch.stack([*columns, x[:few]], 1).flatten(0, 1)).cpu().numpy(), rows
+        rows.append({"sigma": sigma, "images": len(x), "psnr_noisy": _psnr(noisy, x), "psnr": _psnr(again, x)})
+        columns += [noisy, again]
+    return [*columns, x], rows
+
+
+def sheet(columns: Sequence[Float[Tensor, "n 3 h w"]], rows: int) -> Picture:
+    """The first `rows` images of every column, row by row."""
+    return to_uint8(torch.stack([column[:rows] for column in columns], 1).flatten(0, 1)).cpu().numpy()
 
 
 def chance(n: int) -> float:

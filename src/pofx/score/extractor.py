@@ -5,7 +5,6 @@
 - `inception`: pytorch-fid's InceptionV3 of 2015. Its distance is `fid` only with the weights everybody calls FID by.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -86,7 +85,7 @@ def build(cfg: Fid, cache: Path, base: Path, device: torch.device) -> Extractor:
     if cfg.extractor == "efficientnet_lite0":
         name = f"EfficientNet-Lite0, ImageNet weights {lite0.SHA256[:8]}, {LITE0_SIDE}x{LITE0_SIDE} bilinear, 1280-d"
         keys = ("fd_effnet", "kid_effnet", "kid_effnet_std")
-        return Extractor(name, keys, 1280, Lite0(lite0.weights()), device)
+        return Extractor(name, keys, 1280, Lite0(), device)
     weights = _inception_weights(cfg, cache, base)
     name = f"InceptionV3 of pytorch-fid, weights {cfg.inception_sha256[:8]}, 299x299 bilinear, 2048-d"
     true = cfg.inception_sha256.lower().startswith(FID_SHA256)
@@ -94,34 +93,16 @@ def build(cfg: Fid, cache: Path, base: Path, device: torch.device) -> Extractor:
     return Extractor(name, keys, 2048, Inception(torch.load(weights, map_location="cpu", weights_only=True)), device)
 
 
-def package_forward(device: torch.device) -> Callable[[UInt8[Tensor, "b 3 h w"]], Float[Tensor, "b 1280"]]:
-    """The features of EfficientNet-Lite0 by the package's own forward: what `Lite0` is held against."""
-    from efficientnet_lite_pytorch import EfficientNet
-
-    net = EfficientNet.from_name("efficientnet-lite0").eval()
-    net.load_state_dict(lite0.weights())
-    net.to(device)
-
-    @torch.no_grad()
-    def features(x: Tensor) -> Tensor:
-        return net.extract_features(_lite0_input(x)).mean((2, 3))
-
-    return features
-
-
-def _lite0_input(x: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 side side"]:
-    return F.interpolate((x.float() - 127) / 128, (LITE0_SIDE, LITE0_SIDE), mode="bilinear", align_corners=False)
-
-
 class Lite0(nn.Module):
-    """uint8 (b,3,h,w) -> pooled features (b,1280), by the network with its BatchNorms folded."""
+    """uint8 (b,3,h,w) -> pooled features (b,1280) of an EfficientNet-Lite0, by default that with folded BatchNorms."""
 
-    def __init__(self, state: dict[str, Tensor]):
+    def __init__(self, net: nn.Module | None = None):
         super().__init__()
-        self.net = lite0.folded(state)
+        self.net = net or lite0.folded(lite0.weights())
 
     def forward(self, x: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1280"]:
-        return self.net.extract_features(_lite0_input(x)).mean((2, 3))
+        x = F.interpolate((x.float() - 127) / 128, (LITE0_SIDE, LITE0_SIDE), mode="bilinear", align_corners=False)
+        return self.net.extract_features(x).mean((2, 3))
 
 
 class Inception(nn.Module):

@@ -1,13 +1,15 @@
-"""What a family says about images it has not seen: its loss, and bits per dimension where it has a likelihood.
+"""Test loss, and bits per dimension of families with a likelihood.
 
 Bits per dimension are -log2 P(image) over the number of pixels times channels, for images of 256 grey levels: 8 for
-uniform guessing. Each estimator is an upper bound in expectation: the VAE's own, by way of a density on dequantised
-images or of grey levels themselves, and `weighted`, a tighter one; `bound`, of the probability that a chain such as
-DDPM's gives to the grey levels; `flow`, by way of a density again, which is exact up to the steps of the integration.
+uniform guessing. Each estimator is an upper bound in expectation. A `Bounded` family gives its own, by way of a density
+on dequantised images or of grey levels themselves; `weighted` is a tighter one. `bound` is that of the probability
+which a chain such as DDPM's gives to the grey levels. `flow`, by way of a density again, is exact up to the steps of
+the integration. All three take images on the 256 grey levels, as they are, at most `batch` in an evaluation, and return
+the bits of every image. Noise is an image's own, a function of the seed and its index.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -22,15 +24,13 @@ from pofx.base.errors import UserError
 from pofx.base.progress import Bar
 from pofx.base.rng import Noise, fold
 from pofx.models import schedules
-from pofx.models.denoiser import Denoiser
-from pofx.models.family import Family
+from pofx.models.denoiser import SIGMA_DATA, Denoiser
+from pofx.models.family import Bounded, Family, ImportanceWeighted
 from pofx.models.pixels.gaussian import BIN, dequantised
 from pofx.sample.samplers import Denoise
 from pofx.score.batches import Batches
 
 Images = UInt8[np.ndarray, "n 3 h w"]
-
-SIGMA_DATA = 0.5  # of natural images on [-1, 1]: it says where to look closely, and biases no answer
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,17 @@ class Likelihood:
 
 @torch.no_grad()
 def evaluate(model: Family, images: Images, batches: Batches, cfg: Likelihood, seed: int) -> dict[str, float]:
-    """Test loss and bits per dimension of `images`; the model is put into eval mode (and its weights frozen, for the
-    flow).
+    """Test loss and bits per dimension of `images`; the model is put into eval mode, for the flow with frozen weights.
 
-    Every image has noise of its own, a function of `seed` and its index: the batch size decides nothing but rounding.
+    The batch size decides nothing but rounding.
 
     Returns:
-        test_loss: mean over the images, in the family's own unit. Where the family has an honest likelihood, also bpd:
-        mean bits per dimension of the first cfg.images images, and bpd_stderr: standard error of that mean. It covers
-        the choice of the images and all noise drawn for them, which is independent from image to image; neither the
-        randomness of training nor the steps of the flow. With weights of importance also bpd_iw and bpd_iw_stderr, of
-        the same images. And the means of the parts of bpd that the family names.
+        test_loss: mean over the images, in the family's own unit.
+        bpd: where the family has an honest likelihood, mean bits per dimension of the first cfg.images images. And the
+            means of the parts of it that the family names.
+        bpd_stderr: standard error of that mean. It covers the choice of the images and all noise drawn for them, but
+            neither the randomness of training nor the steps of the flow.
+        bpd_iw, bpd_iw_stderr: the same by the importance-weighted bound.
 
     Raises:
         UserError: the loss or the bits are not finite.
@@ -73,33 +73,34 @@ def evaluate(model: Family, images: Images, batches: Batches, cfg: Likelihood, s
         for part in batches.of(images):
             with rng.per_image(Noise(fold(seed, "test loss"), start, start + len(part), batches.device)):
                 got = model(part)
-            for key, value in got.items():
+            for key in got:
                 if key == "loss" or key.startswith("bpd"):
-                    terms.setdefault(key, []).append(value.double().cpu())
+                    terms.setdefault(key, []).append(got[key].double().cpu())
             start += len(part)
             bar.update(len(part))
-    found = {key: torch.cat(rows) for key, rows in terms.items()}
-    loss = found.pop("loss").mean().item()
+    values = {key: torch.cat(parts) for key, parts in terms.items()}
+    loss = values["loss"].mean().item()
     if not math.isfinite(loss):
         raise UserError(
             "the loss on test images is not finite: the weights have diverged; lower the learning rate and train again"
         )
-    if model.likelihood is None:
-        return {"test_loss": loss}
-
     x = torch.cat(list(batches.of(images[: cfg.images])))
-    bits = fold(seed, "bits")  # the same noise for all families with the same estimator
-    if model.likelihood == "bound":
-        found = {"bpd": bound(model, x, cfg.terms, batches.size, bits)}
-    elif model.likelihood == "flow":
+    own = fold(seed, "bits")  # the same noise for all families with the same estimator
+    if isinstance(model, Bounded):
+        bits = {key: values[key][: cfg.images] for key in values if key.startswith("bpd")}
+    elif isinstance(model, Denoiser) and model.likelihood == "bound":
+        bits = {"bpd": bound(model, x, cfg.terms, batches.size, own)}
+    elif isinstance(model, Denoiser) and model.likelihood == "flow":
         model.requires_grad_(False)  # the derivative is with respect to the image only
-        found = {"bpd": flow(model, x, cfg.ode_steps, batches.size, bits)}
-    row = {"test_loss": loss, **_mean("bpd", found.pop("bpd")[: cfg.images])}
-    if model.likelihood == "importance":
-        row |= _mean("bpd_iw", weighted(model.log_weights, x, cfg.importance, batches.size, bits))
+        bits = {"bpd": flow(model, x, cfg.ode_steps, batches.size, own)}
+    else:
+        return {"test_loss": loss}
+    row = {"test_loss": loss, **_mean("bpd", bits.pop("bpd"))}
+    if isinstance(model, ImportanceWeighted):
+        row |= _mean("bpd_iw", weighted(model, x, cfg.importance, batches.size, own))
     if not math.isfinite(row["bpd"]):
         raise UserError("bits per dimension are not finite: the denoiser is too rough to follow; train it for longer")
-    return row | {key: values[: cfg.images].mean().item() for key, values in found.items()}
+    return row | {key: each.mean().item() for key, each in bits.items()}
 
 
 def _mean(key: str, bpd: Tensor) -> dict[str, float]:
@@ -110,22 +111,16 @@ def _mean(key: str, bpd: Tensor) -> dict[str, float]:
 
 
 def weighted(
-    log_weights: Callable[[Tensor, int], Tensor], x: Float[Tensor, "n *shape"], k: int, batch: int, seed: int
+    model: ImportanceWeighted, x: Float[Tensor, "n *shape"], k: int, batch: int, seed: int
 ) -> Float64[Tensor, " n"]:
     """-log of the mean of k weights p(x, z) / q(z|x) in bits per dimension, every image (Burda et al. 2016, arXiv
     1509.00519): with k = 1 the bound itself, in expectation never above it and falling towards -log p(x) with k.
-
-    Args:
-        log_weights: (images on the grey levels, k) -> (k, images) in nats.
-        x: images on the 256 grey levels.
-        batch: images and codes in an evaluation, about: at least one image.
-        seed: of the noise, every image's own.
-    """
+    `batch` counts codes, about."""
     nats, size = [], max(1, batch // k)
     for start in Bar(range(0, len(x), size), desc="bits/dim, weighted", unit="batch"):
         part = x[start : start + size]
         with rng.per_image(Noise(seed, start, start + len(part), x.device)):
-            nats.append(log_weights(part, k).double().logsumexp(0) - math.log(k))
+            nats.append(model.log_weights(part, k).double().logsumexp(0) - math.log(k))
     return -torch.cat(nats) / (x[0].numel() * math.log(2))
 
 
@@ -147,44 +142,38 @@ def bound(
 
     Args:
         model: with the levels sigma_T..sigma_1, falling; the chain's abar_t is 1 / (1 + sigma_t^2).
-        x: images on the 256 grey levels, not dequantised.
         terms: of the sum, drawn for every image by itself (see `stratified`); None: all. The ends are always there.
-        batch: largest number of images in an evaluation.
-        seed: of the noise, every image's own.
     """
-    variance = model.ladder**2
+    variance, last = model.levels**2, len(model.levels) - 1
     factor = 0.5 * (1 / variance[1:] - 1 / variance[:-1])
     expected = factor / (1 / variance[:-1] + 1 / SIGMA_DATA**2)  # KL_t / d of Gaussian data: how often to look
     weights = stratified(expected / expected.sum(), Noise(fold(seed, "terms"), 0, len(x)), terms)
+    weights = np.vstack([weights, np.ones(len(x))])
     own = [torch.Generator(x.device).manual_seed(fold(seed, "bound", i)) for i in range(len(x))]
-    kept = 1 / (1 + variance[0])
+    std, kept = math.sqrt(last_variance(model.levels)), 1 / (1 + variance[0])
     nats = 0.5 * (kept * (x.double().square() - 1) - math.log1p(-kept)).flatten(1).sum(1)
-
-    def denoised(chosen: Int64[np.ndarray, " b"], sigma: float) -> tuple[Int64[Tensor, " b"], Tensor, Tensor]:
-        """Indices of the images, they themselves, and what the model makes of them with noise."""
-        rows = torch.from_numpy(chosen).to(x.device)
-        noise = torch.stack([torch.randn(x.shape[1:], generator=own[i], device=x.device) for i in chosen])
-        bar.update(len(rows))
-        return rows, x[rows], model.denoise(x[rows] + sigma * noise, sigma).clamp(-1, 1)
-
     with (
         torch.backends.cudnn.flags(enabled=True, benchmark=False),  # it would tune for every size of a group
-        Bar(total=np.count_nonzero(weights) + len(x), desc="bits/dim", unit="img") as bar,
+        Bar(total=np.count_nonzero(weights), desc="bits/dim", unit="img") as bar,
     ):
-        for level in np.flatnonzero(weights.any(1)):
-            for chosen in _split(np.flatnonzero(weights[level]), batch):
-                rows, clean, again = denoised(chosen, float(model.ladder[level]))
-                times = torch.from_numpy(factor[level] * weights[level, chosen]).to(x.device)
-                nats[rows] += times * (clean - again).double().square().flatten(1).sum(1)
-        std = math.sqrt(last_variance(model.ladder))
-        for chosen in _split(np.arange(len(x)), batch):
-            rows, clean, again = denoised(chosen, float(model.ladder[-1]))
-            nats[rows] -= decoder(clean, again, std).flatten(1).sum(1)
+        for level, rows in _groups(weights, batch):
+            clean, sigma = x[rows], float(model.levels[level])
+            z = torch.stack([torch.randn(x.shape[1:], generator=own[i], device=x.device) for i in rows])
+            denoised = model.denoise(clean + sigma * z, sigma).clamp(-1, 1)
+            if level == last:
+                nats[rows] -= decoder(clean, denoised, std).flatten(1).sum(1)
+            else:
+                times = torch.from_numpy(factor[level] * weights[level, rows]).to(x.device)
+                nats[rows] += times * (clean - denoised).double().square().flatten(1).sum(1)
+            bar.update(len(rows))
     return nats / (x[0].numel() * math.log(2))
 
 
-def _split(rows: Int64[np.ndarray, " n"], size: int) -> Iterator[Int64[np.ndarray, " b"]]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))
+def _groups(weights: Float64[np.ndarray, "t n"], batch: int) -> Iterator[tuple[int, Int64[np.ndarray, " b"]]]:
+    """Every level with the images that it is evaluated for, at most `batch` at a time."""
+    for level, row in enumerate(weights):
+        chosen = np.flatnonzero(row)
+        yield from ((level, chosen[i : i + batch]) for i in range(0, len(chosen), batch))
 
 
 def stratified(share: Float64[np.ndarray, " t"], noise: Noise, terms: int | None) -> Float64[np.ndarray, "t n"]:
@@ -237,14 +226,8 @@ def flow(model: Denoiser, x: Float[Tensor, "n *shape"], steps: int, batch: int, 
     """Bits per dimension under the probability flow, every image (Song et al. 2021, arXiv 2011.13456, section 4.3).
 
     Images are dequantised: moved within their grey level, uniformly. The density at the smallest noise level is the
-    model's, without a last denoising step, and begins as the samplers do, with N(0, sigma_max^2).
-
-    Args:
-        model: with the smallest and the largest noise level as `sigma_range`.
-        x: images on the 256 grey levels.
-        steps: from the one to the other, at equal ratios.
-        batch: images in an evaluation.
-        seed: of the noise, every image's own.
+    model's, without a last denoising step, and begins as the samplers do, with N(0, sigma_max^2). `steps` lead from
+    the smallest to the largest noise level, at equal ratios.
     """
     with rng.per_image(Noise(seed, 0, len(x), x.device)):
         x = dequantised(x)

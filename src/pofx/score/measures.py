@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64, UInt8
 
+from pofx.base.progress import Bar
 from pofx.score import colour, distances, manifold
 from pofx.score.batches import Batches
 from pofx.score.distances import Target
@@ -43,6 +44,18 @@ class Reference:
         kid = distances.kid(features, target.vectors, self.cfg.kid_subsets, size, self.seed)
         names = (distances.named(key, what) for key in self.net.keys)
         return dict(zip(names, (distances.frechet(features, target), *kid), strict=True))
+
+    def score(self, rows: list[Metrics], drawn: list[UInt8[np.ndarray, "_ 3 h w"]]) -> None:
+        """Put the distances of every set of images into its row.
+
+        A Frechet distance of few images is far above its value for many; KID is unbiased, whatever their number.
+        """
+        if not drawn:
+            return
+        ends = np.cumsum([len(images) for images in drawn])[:-1]
+        features = np.split(self.features(np.concatenate(drawn), "all settings"), ends)
+        for row, vectors in Bar(list(zip(rows, features, strict=True)), desc="distances", unit="setting"):
+            row |= self.distances(vectors)
 
     def subset(self, *counts: int) -> int:
         """Vectors in a subset of KID between sets of these sizes."""

@@ -1,7 +1,6 @@
-"""What a family's features say of the class: a linear probe (Alain and Bengio 2016, arXiv 1610.01644).
+"""A linear probe for the class of images in a family's features (Alain and Bengio 2016, arXiv 1610.01644).
 
-Labels are used here alone; no family sees them in training. The floors are the same network with random weights, and
-the pixels themselves.
+Labels are used here alone, never in training. The floors are the same network with random weights, and the pixels.
 """
 
 import math
@@ -16,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from pofx.base.errors import UserError
-from pofx.models.family import Family
+from pofx.models.family import Featured
 from pofx.score.batches import Batches
 
 HELD_OUT = 10  # one image of so many chooses the strength of the penalty
@@ -72,11 +71,11 @@ def pixels(task: Task) -> tuple[dict[str, float], dict[str, Any]]:
     return accuracy(features, task.labels, "linear_probe"), task.protocol("pixels", features[0].shape[1])
 
 
-def evaluate(model: Family, random: Family, task: Task, batches: Batches) -> tuple[dict[str, float], dict[str, Any]]:
-    """linear_probe, of the model's features, and linear_probe_random, of those of `random`, the model before training;
-    and how they were measured. Nothing of a family without features."""
-    if model.layer is None:
-        return {}, {}
+def evaluate(
+    model: Featured, random: Featured, task: Task, batches: Batches
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """linear_probe of the model's features, linear_probe_random of those of `random`, the model before training; and
+    how they were measured."""
     scores: dict[str, float] = {}
     for net, key in ((model, "linear_probe"), (random, "linear_probe_random")):
         features = [batches.map(net.features, images).numpy() for images in task.images]

@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, UInt8
+from jaxtyping import Bool, Float, Float64, UInt8
 from skimage.metrics import structural_similarity
 
 from pofx.base.images import to_model
-from pofx.models.family import Family
+from pofx.models.family import Coded
 from pofx.score.batches import Batches
 
 Images = UInt8[np.ndarray, "n 3 h w"]
@@ -18,10 +18,8 @@ EDGE = 5  # pixels: half of its 11
 PART = 1000  # images at a time
 
 
-def reconstruct(model: Family, images: Images, batches: Batches) -> Exact | None:
-    """`images` as they come back from the family's code, in [-1, 1]; None: it has no code."""
-    if model.reconstruct(next(batches.of(images[:1]))) is None:
-        return None
+def reconstruct(model: Coded, images: Images, batches: Batches) -> Exact:
+    """`images` as they come back from their codes, in [-1, 1]."""
     return batches.map(lambda x: model.reconstruct(x).clamp(-1, 1), images).numpy()
 
 
@@ -46,9 +44,10 @@ def roughness(images: Exact) -> float:
     return float(sum(np.abs(np.diff(images, axis=axis)).mean() for axis in (2, 3)) / 2)
 
 
-def psnr(x: Exact, y: Exact) -> Float64[np.ndarray, " n"]:
-    """Peak signal-to-noise ratio of every pair, 10 log10(2^2 / MSE) on [-1, 1]."""
-    return 10 * np.log10(4 / np.square(x - y).mean((1, 2, 3), dtype=float))
+def psnr(x: Exact, y: Exact, where: Bool[np.ndarray, "n 1 h w"] | bool = True) -> Float64[np.ndarray, " n"]:
+    """Peak signal-to-noise ratio of every pair in dB over the pixels `where`: 10 log10(2^2 / MSE) on [-1, 1]."""
+    error = np.square(x - y).mean((1, 2, 3), dtype=float, where=where)
+    return 10 * np.log10(4 / error.clip(1e-10))
 
 
 def ssim(x: Exact, y: Exact) -> Float64[np.ndarray, " n"]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 
 from pofx.base.images import to_uint8
-from pofx.models.family import Family
+from pofx.models.family import Coded, Family, Featured, Latent
 from pofx.score import codes, disentanglement, distances, likelihood, probe, reconstruction
 from pofx.score.measures import Metrics, Reference
 
@@ -24,11 +24,9 @@ class Returned:
     features: Float[np.ndarray, "n d"]
 
 
-def returned(model: Family, test: Images, reference: Reference) -> Returned | None:
-    """The images `test` as the model gives them back; None: it has no code."""
+def returned(model: Coded, test: Images, reference: Reference) -> Returned:
+    """The images `test` as the model gives them back."""
     exact = reconstruction.reconstruct(model, test, reference.batches)
-    if exact is None:
-        return None
     images = to_uint8(torch.from_numpy(exact)).numpy()
     return Returned(exact, images, reference.features(images, "reconstructions"))
 
@@ -36,7 +34,10 @@ def returned(model: Family, test: Images, reference: Reference) -> Returned | No
 def evaluate(
     model: Family, test: Images, back: Returned | None, reference: Reference, bits: likelihood.Likelihood
 ) -> tuple[Metrics, Metrics, dict[str, codes.Sheet]]:
-    """Likelihood, what `monitor` says and, of a model with a code, how near `back` is to the test images.
+    """Likelihood, what `monitor` says and, of a model with a code, how near its reconstructions are to `test`.
+
+    Args:
+        back: what comes back of `test`, of a model with a code.
 
     Returns:
         Metric -> value; how they were measured; pictures.
@@ -73,9 +74,11 @@ def understanding(
     Returns:
         Metric -> value; how they were measured.
     """
-    task = probe.take(cfg, data.train, data.test, data.labels)
-    metrics, protocol = probe.evaluate(model, random, task, reference.batches)
-    if "factors_test" in data.labels:
+    metrics, protocol = {}, {}
+    if isinstance(model, Featured):
+        task = probe.take(cfg, data.train, data.test, data.labels)
+        metrics, protocol = probe.evaluate(model, random, task, reference.batches)
+    if isinstance(model, Latent) and "factors_test" in data.labels:
         factors = disentanglement.Factors(data.labels["factors_test"], data.labels["factor_names"].tolist())
         separate = disentanglement.evaluate(model, data.test, factors, reference.batches, reference.seed)
         if separate:
