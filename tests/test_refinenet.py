@@ -129,7 +129,7 @@ def test_any_patch_keeps_the_shape(conditional, patch):
 
 
 def test_a_patch_that_does_not_fit_is_refused():
-    with pytest.raises(UserError, match="64 should divide images of"):
+    with pytest.raises(UserError, match=r"net\.patch = 32: a RefineNet divides the side by 64"):
         RefineNet(8, False, 32, SHAPE)
 
 
