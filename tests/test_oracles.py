@@ -5,16 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import build, small
-from ruamel.yaml import YAML
+from conftest import SHAPE, build, small
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pofx.base import config
 from pofx.base.images import to_model, to_uint8
 from pofx.models.pixels import gaussian
-from pofx.models.unet import Inverted, Shape, UNet
-from tools import compose
+from pofx.models.unet import Inverted, UNet
 
 D = 3 * 32 * 32
 
@@ -38,7 +35,7 @@ def test_likelihood_is_the_sum_over_pixels_of_the_log_density():
 def test_kl_and_beta_enter_the_loss_as_sums(sprites):
     x = to_model(sprites[:4])
     model = vae(beta=1.0, kl_warmup=0, latent=64)
-    model.encode = lambda x: (torch.full((len(x), 64), 0.5), torch.full((len(x), 64), -1.0))
+    model.posterior = lambda x: (torch.full((len(x), 64), 0.5), torch.full((len(x), 64), -1.0))
     terms = model.train()(x)
     want = torch.distributions.kl_divergence(
         torch.distributions.Normal(0.5, math.exp(-0.5)), torch.distributions.Normal(0.0, 1.0)
@@ -65,7 +62,7 @@ def test_bits_per_dimension_of_a_known_density():
     s, half = 0.6, 3 * 4 * 4
     model = vae(likelihood="gaussian", sigma=s, latent=half).eval()
     mean, var = 1 / (1 + s**2), s**2 / (1 + s**2)  # posterior of z given x = z + s e
-    model.encode = lambda x: (mean * x.flatten(1), torch.full((len(x), half), math.log(var)))
+    model.posterior = lambda x: (mean * x.flatten(1), torch.full((len(x), half), math.log(var)))
     model.net = nn.Unflatten(1, (3, 4, 4))
     torch.manual_seed(0)
     x = torch.randn(4000, 3, 4, 4) * math.sqrt(1 + s**2)
@@ -88,13 +85,13 @@ def test_extreme_codes_and_flat_images_stay_finite(sprites):
 
 
 @pytest.mark.parametrize(
-    ("preset", "parameters", "tolerance", "flop"), [("ho2020", 35_746_307, 0, 12.4e9), ("wide", 32.6e6, 0.01, None)]
+    ("preset", "parameters", "tolerance", "flop"),
+    [("ddpm-ho2020", 35_746_307, 0, 12.4e9), ("ddpm-wide", 32.6e6, 0.01, None)],
 )
 def test_presets_of_ddpm_have_the_published_size_and_cost(preset, parameters, tolerance, flop):
-    tree = YAML(typ="safe").load(compose.text([f"ddpm={preset}", "scale=paper"]))
-    shape = config.build(Shape, tree["ddpm"]["net"], "ddpm.net")
+    _, cfg = small("ddpm", preset, "paper")
     with torch.device("meta"):
-        net = UNet(shape, "step")
+        net = UNet(cfg.net, SHAPE, "step")
         with FlopCounterMode(display=False) as counter:
             net(torch.zeros(1, 3, 32, 32), torch.zeros(1))
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(parameters, rel=tolerance)

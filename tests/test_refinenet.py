@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import SHAPE
 from torch.utils.flop_counter import FlopCounterMode
 
 from pofx.base.errors import UserError
@@ -12,7 +13,7 @@ BOTH = pytest.mark.parametrize("conditional", [False, True])
 
 def net(conditional: bool, channels: int = 8, patch: int = 2) -> RefineNet:
     torch.manual_seed(0)
-    return RefineNet(channels, conditional, patch)
+    return RefineNet(channels, conditional, patch, SHAPE)
 
 
 def batch(n: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,8 +129,8 @@ def test_any_patch_keeps_the_shape(conditional, patch):
 
 
 def test_a_patch_that_does_not_fit_is_refused():
-    with pytest.raises(UserError, match="patch = 32 leaves 1 of 32"):
-        RefineNet(8, False, 32)
+    with pytest.raises(UserError, match=r"net\.patch = 32: a RefineNet divides the side by 64"):
+        RefineNet(8, False, 32, SHAPE)
 
 
 @BOTH

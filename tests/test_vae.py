@@ -2,13 +2,11 @@
 
 import math
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import build, defaults, small
-from ruamel.yaml import YAML
+from conftest import SHAPE, build, defaults, small
 from torch import nn
 from torch.distributions import MultivariateNormal
 
@@ -24,7 +22,7 @@ from pofx.models.vae.vae import Config, Features
 from pofx.models.vae.vae import Sample as Draw
 from pofx.score import likelihood
 from pofx.score.batches import Batches
-from tools import compose
+from pofx.train.config import settings
 
 SMALL = {"channels": (8, 8, 8), "latent": 8}
 
@@ -35,7 +33,7 @@ def vae(**change):
 
 
 def features(**change) -> dict:
-    return defaults()["vae"]["perceptual"] | {"alpha": 1.0} | change
+    return {"alpha": 1.0} | change
 
 
 def gradients(model, x) -> torch.Tensor:
@@ -75,7 +73,7 @@ def test_half_a_batch_of_codes_is_no_matter_of_its_size(sprites):
     [
         ({"free_bits": 0.1, "capacity": 1.0}, "choose one"),
         ({"free_bits": 0.1, "importance": 2}, "choose one"),
-        ({"importance": 0}, "importance = 0 should be at least 1"),
+        ({"importance": 0}, r"vae\.importance = 0 should be at least 1"),
         ({"perceptual": features(layers=[16])}, "layers of efficientnet_lite0, 0 to 15"),
         ({"perceptual": features(layers=[])}, "layers"),
         ({"perceptual": features(backbone="vgg19", layers=[37])}, "layers of vgg19, 0 to 36"),
@@ -84,7 +82,7 @@ def test_half_a_batch_of_codes_is_no_matter_of_its_size(sprites):
 )
 def test_values_that_make_no_sense_are_refused(change, message):
     with pytest.raises(UserError, match=message):
-        config.build(Config, defaults()["vae"] | change, "vae")
+        config.build(Config, config.untrained(defaults()["vae"]) | change, "vae")
 
 
 # --- discretised logistics
@@ -214,7 +212,7 @@ def linear_gaussian(wide: float, shift: float = 0.0, **change):
     variance = NOISE**2 / (1 + NOISE**2)
     log_var = math.log(wide**2 * variance)
     model.net = Linear(w)
-    model.encode = lambda x: (x.flatten(1) @ w / (1 + NOISE**2) + shift, torch.full((len(x), CODE), log_var))
+    model.posterior = lambda x: (x.flatten(1) @ w / (1 + NOISE**2) + shift, torch.full((len(x), CODE), log_var))
     model.dequantised = lambda x: x
     exact = MultivariateNormal(torch.zeros(DIMS), w @ w.T + NOISE**2 * torch.eye(DIMS))
     torch.manual_seed(2)
@@ -266,23 +264,22 @@ def test_monitor_of_a_known_posterior(sprites, capsys):
     """Twenty units, of which one moves by +-1 over the images and one has a constant mean of 2."""
     model = vae(latent=20)
 
-    def encode(x):
+    def posterior(x):
         mean, sign = torch.zeros(len(x), 20), torch.arange(len(x)) % 2 * 2.0 - 1
         mean[:, 3], mean[:, 5] = sign, 2.0
         return mean, torch.zeros_like(mean)
 
-    model.encode = encode
+    model.posterior = posterior
     row = model.monitor(sprites[:64])
     assert row["active_units"] == 1 and row["kl_units"][:3] == [2.0, 0.5, 0.0] and len(row["kl_units"]) == 20
     assert row["code_mean_largest"] == pytest.approx(2)
     assert (row["code_std_smallest"], row["code_std_largest"]) == pytest.approx((1, math.sqrt(2)))
     assert "1 of 20 units" in capsys.readouterr().err
-    assert not small("ebm")[0].Model(small("ebm")[1]).monitor(sprites[:2])
 
 
 def test_a_code_in_use_is_no_warning(sprites, capsys):
     model = vae(**SMALL)
-    model.encode = lambda x: (x.flatten(1)[:, 1000:1008], torch.zeros(len(x), 8))
+    model.posterior = lambda x: (x.flatten(1)[:, 1000:1008], torch.zeros(len(x), 8))
     model.monitor(sprites)
     assert not capsys.readouterr().err
 
@@ -294,14 +291,14 @@ def test_the_mixture_is_that_of_the_codes(sprites):
     """Codes in two clusters of unequal size: draws have their moments, also after saving; before, they are N(0, I)."""
     model, images = vae(components=2, **SMALL).eval(), sprites.repeat(16, 1, 1, 1)
 
-    def encode(x):
+    def posterior(x):
         mean = torch.full((len(x), 8), 2.0)
         mean[: len(x) // 4] = -1.0
         return mean, torch.full_like(mean, 2 * math.log(0.3))
 
     noise = Noise(0, 0, 4096)
     assert torch.allclose(model.mixture.draw(noise), Noise(0, 0, 4096).normal(8))
-    model.encode = encode
+    model.posterior = posterior
     torch.manual_seed(0)
     with torch.no_grad():
         model.finish(images)
@@ -316,7 +313,7 @@ def test_the_mixture_is_that_of_the_codes(sprites):
 
 
 def test_no_mixture_is_drawn_that_was_not_asked_for():
-    with pytest.raises(UserError, match=r"vae\.components above 0.*~sample\.vae\.also\.mixture"):
+    with pytest.raises(UserError, match=r"vae\.components above 0.*~rows\.vae\.mixture"):
         vae(components=0, **SMALL).sample(Noise(0, 0, 2), Draw(batch=64, prior="mixture"))
     model = vae(components=3, **SMALL).eval()
     one, two = (model.sample(Noise(0, 0, 4), Draw(batch=64, prior=p)) for p in ("normal", "mixture"))
@@ -453,40 +450,35 @@ def test_vgg19_is_fetched_for_training_alone_and_checked(vgg19, sprites, tmp_pat
 # --- presets
 
 
-@cache
-def preset(word: str, scale: str) -> dict:
-    return YAML(typ="safe").load(compose.text([f"vae={word}", f"scale={scale}", "data=cifar10"]))["vae"]
-
-
 @pytest.mark.parametrize(
-    ("word", "parameters"), [("conv", 2_960_900), ("beta", 6_369_540), ("resnet", 11_276_420), ("dfc", 11_276_420)]
+    ("words", "parameters"),
+    [((), 2_960_900), (("vae-beta",), 6_369_540), (("vae-resnet",), 11_276_420), (("vae-dfc",), 11_276_420)],
 )
-def test_presets_have_their_sizes(word, parameters):
-    module, _ = small("vae")
+def test_presets_have_their_sizes(words, parameters):
     sizes = []
     for scale in ("paper", "gpu", "laptop"):
+        module, cfg = small("vae", scale, "cifar10", *words)
         with torch.device("meta"):
-            model = module.Model(config.build(Config, preset(word, scale), "vae"))
-        sizes.append(sum(p.numel() for p in model.parameters()))
+            sizes.append(sum(p.numel() for p in module.Model(cfg, SHAPE).parameters()))
     assert sizes[:2] == [parameters] * 2 and 300_000 < sizes[2] < 800_000
 
 
 def test_presets_keep_their_identity_at_every_scale():
     for scale in ("laptop", "gpu", "paper"):
-        beta, resnet, dfc = (preset(word, scale) for word in ("beta", "resnet", "dfc"))
-        assert (beta["arch"], beta["beta"], len(beta["channels"])) == ("conv", 1.0, 4)
-        assert (resnet["arch"], resnet["perceptual"]["alpha"], dfc["arch"]) == ("resnet", 0.0, "resnet")
-        assert (dfc["perceptual"]["alpha"], dfc["perceptual"]["layers"][0], dfc["beta"]) == (0.5, 0, 0.1)
-    beta = preset("beta", "paper")
-    train = beta["train"]
-    assert (beta["channels"], beta["latent"], beta["beta"]) == ([64, 128, 256, 512], 128, 1.0)
-    assert (train["lr"], train["batch"], train["images"]) == (1e-4, 128, 150 * 50000)
+        beta, resnet, dfc = (small("vae", scale, "cifar10", f"vae-{word}")[1] for word in ("beta", "resnet", "dfc"))
+        assert (beta.arch, beta.beta, len(beta.channels)) == ("conv", 1.0, 4)
+        assert (resnet.arch, resnet.perceptual.alpha, dfc.arch) == ("resnet", 0.0, "resnet")
+        assert (dfc.perceptual.alpha, dfc.perceptual.layers[0], dfc.beta) == (0.5, 0, 0.1)
+    words = ("vae-beta", "paper", "cifar10")
+    beta, train = small("vae", *words)[1], settings("vae", defaults(*words))
+    assert (beta.channels, beta.latent, beta.beta) == ((64, 128, 256, 512), 128, 1.0)
+    assert (train.lr, train.batch, train.images) == (1e-4, 128, 150 * 50000)
 
 
 def test_importance_weights_leave_a_probability():
     """log_weights of a discrete model are of probabilities: with a code that is ignored, those of the pixels."""
     model = vae(likelihood="logistic", mixtures=1, **SMALL).eval()
-    model.encode = lambda x: (torch.zeros(len(x), 8), torch.zeros(len(x), 8))
+    model.posterior = lambda x: (torch.zeros(len(x), 8), torch.zeros(len(x), 8))
     model.net = nn.Sequential(nn.Linear(8, 40), nn.Unflatten(1, (10, 2, 2)))
     nn.init.zeros_(model.net[0].weight)
     nn.init.zeros_(model.net[0].bias)

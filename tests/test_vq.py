@@ -1,16 +1,16 @@
 """Vector quantisation and the prior of its codes: the codebook by hand, causality bit for bit, lengths of codes."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
-from conftest import build, pool, slot, small
+from conftest import SHAPE, budget, build, pool, slot, small
 from torch import nn
 
 from pofx.base.images import to_model
 from pofx.base.rng import Noise
-from pofx.models import family
+from pofx.models import store
 from pofx.models.vqprior.causal import PixelCNN, Transformer
 from pofx.models.vqvae.codebook import Codebook, perplexity
 from pofx.score.batches import Batches
@@ -25,20 +25,20 @@ def vqvae(images=None, **change):
     module, cfg = small("vqvae")
     model = build(module, replace(cfg, **({"channels": 8, "blocks": 1, "codes": 16, "dim": 4} | change)))
     if images is not None:
-        model.prepare(images)
+        model.prepare(images, 8)
     return model
 
 
 def vqprior(network="transformer", base=None):
     module, cfg = small("vqprior")
     torch.manual_seed(1)
-    return module.Model(replace(cfg, network=network, width=16, layers=2), base or vqvae())
+    return module.Model(replace(cfg, network=network, width=16, layers=2), SHAPE, base or vqvae())
 
 
 def network(name, size=16):
     """With a last layer that is not zero, as after training."""
     torch.manual_seed(2)
-    net = Transformer(size, 64, 16, 2, 4, 0.5) if name == "transformer" else PixelCNN(size, 64, 16, 3, 0.5)
+    net = Transformer(size, 64, 16, 2, 4, 0.5) if name == "transformer" else PixelCNN(size, (8, 8), 16, 3, 0.5)
     nn.init.normal_(net.head.weight)
     return net.eval()
 
@@ -110,7 +110,7 @@ def test_a_step_moves_the_used_codes_alone_and_eval_moves_none(sprites):
     model.eval()(x)
     assert torch.equal(model.book.codes, before)
     used = torch.zeros(len(before), dtype=torch.bool)
-    used[model.codes(x).unique()] = True
+    used[model.encode(x).unique()] = True
     assert 1 < used.sum() < len(used), "codes of both kinds are needed here"
     model.train()(x)["loss"].mean().backward()
     moved = (model.book.codes - before).norm(dim=1) / before.norm(dim=1)
@@ -132,9 +132,9 @@ def test_half_precision_chooses_the_same_codes(sprites):
     model = vqvae(sprites, codes=64).eval()
     x = to_model(sprites[:16])
     z = torch.randn(4096, 4)
-    full = model.book.nearest(z), model.codes(x)
+    full = model.book.nearest(z), model.encode(x)
     with torch.autocast("cpu", torch.bfloat16):
-        half = model.book.nearest(z), model.codes(x)
+        half = model.book.nearest(z), model.encode(x)
     assert all(torch.equal(a, b) for a, b in zip(full, half, strict=True))
 
 
@@ -218,21 +218,22 @@ def test_codes_are_drawn_at_their_probabilities():
 def test_the_autoencoder_stays_as_it_is_and_goes_along(sprites, tmp_path):
     model = vqprior(base=vqvae(sprites))
     before = {k: v.clone() for k, v in model.base.state_dict().items()}
+    plan = budget("vqprior")
     with slot(tmp_path) as held:
-        train(model, pool(sprites, model.cfg), model.cfg.train, Run(0, held))
+        train(model, pool(sprites, plan), plan, Run(0, held))
     assert model.net.head.weight.abs().sum() > 0
     assert all(torch.equal(v, before[k]) for k, v in model.base.state_dict().items())
-    family.save_model(tmp_path / "vqprior", "vqprior", model.cfg, model, {})
-    again = family.load(tmp_path / "vqprior")
+    store.save(tmp_path / "vqprior", "vqprior", model, asdict(plan), {})
+    again = store.load(tmp_path / "vqprior")
     assert again.base.cfg == model.base.cfg and not again.base.training
-    codes = again.base.codes(to_model(sprites[:4]))
+    codes = again.base.encode(to_model(sprites[:4]))
     assert torch.allclose(again.code_length(codes), model.eval().code_length(codes), rtol=1e-5)
 
 
 def test_a_model_is_built_on_the_trained_one_it_needs(sprites, tmp_path):
     base = vqvae(sprites)
-    family.save_model(tmp_path / "vqvae", "vqvae", base.cfg, base, {})
-    model = family.create("vqprior", small("vqprior")[1], tmp_path)
+    store.save(tmp_path / "vqvae", "vqvae", base, asdict(budget("vqvae")), {})
+    model = store.create("vqprior", small("vqprior")[1], SHAPE, tmp_path)
     assert torch.equal(model.base.book.codes, base.book.codes)
     assert not any(p.requires_grad for p in model.base.parameters())
     assert {p.data_ptr() for p in model.base.parameters()}.isdisjoint(p.data_ptr() for p in base.parameters())
@@ -241,7 +242,7 @@ def test_a_model_is_built_on_the_trained_one_it_needs(sprites, tmp_path):
 def test_usage_is_counted_over_all_images(sprites):
     model = vqvae(sprites).eval()
     got = model.monitor(sprites)
-    counts = torch.bincount(model.codes(to_model(sprites)).flatten(), minlength=16)
+    counts = torch.bincount(model.encode(to_model(sprites)).flatten(), minlength=16)
     assert got["codes_used"] == pytest.approx((counts > 0).float().mean().item())
     assert got["perplexity"] == pytest.approx(perplexity(counts.float()).item(), rel=1e-5)
     assert got["code_counts"] == sorted(counts.tolist(), reverse=True)

@@ -19,22 +19,11 @@ from pofx.base.errors import UserError
 from pofx.models.family import Family, Shape
 
 FORMAT = 2  # 1: `train` within the config, images of 3x32x32, no format number
-CONTRAST = [
-    "alpha",
-    "data_noise",
-    "buffer",
-    "fresh",
-    "augment",
-    "step_size",
-    "noise",
-    "grad_clip",
-    "kl",
-    "entropy",
-    "energy_limit",
-]
+CONTRAST = ["alpha", "data_noise", "buffer", "fresh", "augment", "step_size", "noise", "grad_clip", "kl", "entropy",
+            "energy_limit"]  # fmt: skip
 RECOVERY = ["sigma_min", "sigma_max", "levels", "sigma_data", "log_mean", "log_std", "step"]
 # family -> key of format 1 -> section that it is in now
-RENAMED = {"ebm": dict.fromkeys([*CONTRAST, "energy_limit"], "contrast") | dict.fromkeys(RECOVERY, "recovery")}
+RENAMED = {"ebm": dict.fromkeys(CONTRAST, "contrast") | dict.fromkeys(RECOVERY, "recovery")}
 
 
 def module(name: str) -> ModuleType:

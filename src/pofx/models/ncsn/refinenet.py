@@ -169,7 +169,10 @@ class RefineNet(nn.Module):
     def __init__(self, channels: int, conditional: bool, patch: int, shape: Shape):
         super().__init__()
         if any(side % (2 * patch) for side in shape[1:]):
-            raise UserError(f"RefineNet halves the side once, so {2 * patch} should divide images of {shape[1:]}")
+            raise UserError(
+                f"net.patch = {patch}: a RefineNet divides the side by {2 * patch}, "
+                f"which images of {shape[1]}x{shape[2]} do not allow"
+            )
         wide, folded = 2 * channels, shape[0] * patch**2
         self.embed = None
         if conditional:
