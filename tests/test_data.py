@@ -211,7 +211,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.body, self.ranges = body, ranges
         self.cuts, self.asked, self.stalled = [], [], threading.Event()
-        self.url = f"http://127.0.0.1:{self.server_port}/cifar.tar.gz"
+        self.url = f"http://127.0.0.1:{self.server_port}/cifar.tar.gz?mirror=http://a"
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -61,9 +61,9 @@ def find(want: File, cache: Path, base: Path) -> Path:
         raise UserError(f"{key_sha256} = {want.sha256!r} should be 8 to 64 hex digits, the sha256 of {want.example}")
     if source is None:
         raise UserError(f"{key} is null: give the path or URL of {want.example}")
-    scheme, _, rest = source.rpartition("://")
-    if scheme in ("", "file"):
-        path = base / (unquote(rest) if scheme else rest)
+    scheme, mark, rest = source.partition("://")
+    if not mark or scheme == "file":
+        path = base / (unquote(rest) if mark else source)
         if not path.is_file():
             raise UserError(f"{key} = {source}: there is no file {path}: correct the path or give a URL")
         if not want.fits(path):
