@@ -2,10 +2,11 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from jaxtyping import UInt8
 
 from pofx.base.rng import Noise
@@ -16,19 +17,15 @@ from pofx.score import drawing
 
 @dataclass(frozen=True)
 class Sweep:
-    models: tuple[str, ...]  # denoisers to do this for
-    n: int  # images a point
-    samplers: tuple[str, ...]
-    steps: tuple[int, ...]  # noise levels visited
+    models: tuple[str, ...] = ("ncsn", "ddpm", "edm")  # denoisers to do this for
+    n: Annotated[int, Ge(2)] = 64  # images a point
+    samplers: tuple[str, ...] = ("ddim", "dpmpp", "heun")
+    steps: tuple[Annotated[int, Ge(2)], ...] = (3, 6, 12)  # noise levels visited
 
     def __post_init__(self) -> None:
-        if self.n < 2:
-            raise ValueError(f"n = {self.n} should be at least 2")
         for name in self.samplers:
             if name not in SAMPLERS:
                 raise ValueError(f"samplers names {name!r}, which is none of {', '.join(SAMPLERS)}")
-        if min(self.steps, default=2) < 2:
-            raise ValueError(f"steps = {list(self.steps)} should be 2 or more each")
 
 
 def points(own: Sample, cfg: Sweep) -> list[tuple[dict[str, Any], Sample]]:
