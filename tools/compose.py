@@ -21,9 +21,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
-from stages import ROOT, run
 from pofx.base import config, files
 from pofx.base.errors import UserError
+from stages import ROOT, run
 from stages.check import check
 
 PRESETS = ROOT / "presets"
@@ -43,7 +43,7 @@ def text(words: list[str]) -> str:
     names, layers = _presets([word for word in words if "=" not in word])
     edits = [word for word in words if "=" in word]
     yaml = YAML()
-    yaml.preserve_quotes, yaml.width, yaml.default_flow_style = True, 120, None
+    yaml.preserve_quotes, yaml.width, yaml.default_flow_style = True, 4096, None
     yaml.representer.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
     tree = yaml.load((PRESETS / "default.yaml").read_text())
     for layer in [*layers, *map(_parsed, edits)]:

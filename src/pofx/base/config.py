@@ -1,8 +1,8 @@
 """params.yaml as frozen dataclasses: exact keys, exact types, defaults and bounds beside the code that reads them.
 
-A dataclass says all of it at once: `n_sigmas: Annotated[int, Ge(2)] = 32` is the key, its type, its bound and its default. What
-params.yaml leaves out takes the default. ruamel reads YAML 1.2, so that `1e-4` and the `3e-05` that DVC writes are
-numbers (PyYAML reads both as strings).
+A dataclass says all of it at once: `n_sigmas: Annotated[int, Ge(2)] = 32` is the key, its type, its bound and its
+default. What params.yaml leaves out takes the default. ruamel reads YAML 1.2, so that `1e-4` and the `3e-05` that DVC
+writes are numbers (PyYAML reads both as strings).
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -152,9 +152,6 @@ def _bounded(got: Any, bounds: Collection[Any], where: str) -> Any:
     if got is None:  # an optional value
         return None
     for bound in bounds:
-        if isinstance(bound, GroupedMetadata):  # Interval and Len, which stand for several
-            _bounded(got, list(bound), where)
-            continue
         match bound:
             case Ge(limit):
                 holds, asked = got >= limit, f"at least {limit}"
@@ -164,6 +161,8 @@ def _bounded(got: Any, bounds: Collection[Any], where: str) -> Any:
                 holds, asked = got <= limit, f"at most {limit}"
             case Lt(limit):
                 holds, asked = got < limit, f"below {limit}"
+            case MultipleOf(step):
+                holds, asked = got % step == 0, f"a multiple of {step}"
             case MinLen(limit):
                 holds, asked = len(got) >= limit, f"{limit} entries or more"
             case _:
