@@ -4,8 +4,8 @@
     python -m tools.compose --flags cifar10 gpu                       prints the difference as -S words for DVC
     python -m tools.compose --check                                   checks params.yaml as it is
 
-Over presets/default.yaml are laid a data set (a preset that sets data.name), a scale, presets of families (`ncsn-v2`) and
-key=value words, in this order whatever that of the words. Blocks named like a scale hold at that scale alone.
+Over presets/default.yaml are laid a data set (a preset that sets data.name), a scale, presets of families (`ncsn-v2`)
+and key=value words, in this order whatever that of the words. Blocks named like a scale hold at that scale alone.
 """
 
 import io
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from pofx.base import config, files
@@ -29,27 +28,22 @@ from stages.check import check
 PRESETS = ROOT / "presets"
 HEADER = "# composed by: python -m tools.compose "
 USAGE = "usage: python -m tools.compose [--flags | --check] [preset ...] [key=value ...]"
-PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z_/][\w/.:%?@+-]*", re.I)  # needs no quotes in Hydra's grammar
+PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z_/][\w/.:%?@+-]*", re.I)  # no quotes in Hydra's grammar
 INERT = re.compile(r"~?[\w@%+=:,./\[\]-]+")  # words that no POSIX shell changes: ~key is no user's home
 load = YAML(typ="safe").load
 
 
 def text(words: list[str]) -> str:
-    """The whole text of params.yaml for these words, checked.
-
-    Raises:
-        UserError: a word names no preset or key, or a value does not pass `check`.
-    """
-    names, layers = _presets([word for word in words if "=" not in word])
+    """The whole of params.yaml for these words; UserError: a word names no preset or key, or does not pass `check`."""
     edits = [word for word in words if "=" in word]
-    yaml = YAML()
-    yaml.preserve_quotes, yaml.width, yaml.default_flow_style = True, 4096, None
-    yaml.representer.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
+    names, layers = _presets([word for word in words if word not in edits])
+    yaml = YAML()  # it keeps comments, and would write null as nothing at all
+    yaml.width, yaml.default_flow_style, yaml.representer.ignore_aliases = 4096, None, lambda _: True
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     tree = yaml.load((PRESETS / "default.yaml").read_text())
     for layer in [*layers, *map(_parsed, edits)]:
         _lay(tree, layer)
-    body = io.StringIO()
-    yaml.dump(tree, body)
+    yaml.dump(tree, body := io.StringIO())
     check(load(body.getvalue()))
     return f"{HEADER}{shlex.join([*names, *edits])}\n\n{body.getvalue()}"
 
@@ -58,23 +52,24 @@ def flags(now: dict[str, Any], wanted: dict[str, Any], where: str = "") -> Itera
     """What turns `now` into `wanted`: key=value, +key=value for a new key, ~key for one that goes."""
     yield from (f"~{where}{key}" for key in now if key not in wanted)
     for key, value in wanted.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and isinstance(now.get(key, {}), dict):
             yield from flags(now.get(key, {}), value, f"{where}{key}.")
-        elif key not in now or _differ(now[key], value):
+        elif key not in now or now[key] != value:
             yield f"{'' if key in now else '+'}{where}{key}={_hydra(value)}"
 
 
 def main(*arguments: str) -> None:
     options = [a for a in arguments if a.startswith("-")]
+    words = [a for a in arguments if a not in options]
     if options == ["--check"]:
         check(config.params())
     elif options == ["--flags"]:
-        words = flags(config.params(), load(text([a for a in arguments if a not in options])))
-        print(" ".join(f"-S {word if INERT.fullmatch(word) else shlex.quote(word)}" for word in words))
+        changes = flags(config.params(), load(text(words)))
+        print(" ".join(f"-S {word if INERT.fullmatch(word) else shlex.quote(word)}" for word in changes))
     elif options:
         raise UserError(USAGE)
     else:
-        composed = text(list(arguments))
+        composed = text(words)
         for edit in _edits(Path("params.yaml")):
             print(f"dropped an edit of params.yaml: {edit}", file=sys.stderr)
         with files.atomic(Path("params.yaml")) as file:
@@ -86,30 +81,30 @@ def _edits(path: Path) -> list[str]:
     """What its own header does not explain in params.yaml: edits by hand or by -S."""
     try:
         header, _, body = path.read_text().partition("\n")
-        return list(flags(load(text(shlex.split(header.removeprefix(HEADER)))), load(body)))
-    except (FileNotFoundError, UserError, YAMLError):
+        return list(flags(load(text(shlex.split(header.removeprefix(HEADER)))), load(body) or {}))
+    except (FileNotFoundError, UserError, YAMLError, ValueError):
         return []  # none, a broken one or one of older presets: nothing to compare with
 
 
 def _presets(words: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
     """The presets that apply, a data set and a scale first, and what they say: in general, then for this scale."""
     trees = {path.stem: load(path.read_text()) or {} for path in sorted(PRESETS.glob("*.yaml"))}
-    trees.pop("default")
-    kinds = {}
-    for name, tree in trees.items():
-        family, _, variant = name.partition("-")
-        kinds[name] = "data" if "name" in tree.get("data", {}) else family if variant else "scale"
-    chosen: dict[str, str] = {}
+    kinds, chosen = {}, {}
+    for name in trees.keys() - {"default"}:
+        kinds[name] = name.partition("-")[0] if "-" in name else "scale"
+        if "name" in trees[name].get("data", {}):
+            kinds[name] = "data"
     for word in words:
         if word not in kinds:
-            raise UserError(f"no preset is called {word!r}: {config.nearest(word, kinds)}; {USAGE}")
+            raise UserError(f"no preset is called {word!r}: {config.nearest(word, sorted(kinds))}; {USAGE}")
         if chosen.setdefault(kinds[word], word) != word:
             raise UserError(f"{chosen[kinds[word]]} and {word} are both {kinds[word]} presets: choose one")
-    names = list(({"data": "sprites", "scale": "laptop"} | dict(sorted(chosen.items()))).values())
-    scales = {name for name, kind in kinds.items() if kind == "scale"}
-    now, layers = trees[names[1]].pop("like", names[1]), []
+    names = [chosen.pop("data", "sprites"), chosen.pop("scale", "laptop"), *sorted(chosen.values())]
+    scale = trees[names[1]].get("like", names[1])
+    apart = ["like", *(name for name, kind in kinds.items() if kind == "scale")]
+    layers = []
     for tree in (trees[name] for name in names):
-        layers += [{key: value for key, value in tree.items() if key not in scales}, tree.get(now, {})]
+        layers += [{key: value for key, value in tree.items() if key not in apart}, tree.get(scale, {})]
     return names, layers
 
 
@@ -125,26 +120,19 @@ def _parsed(word: str) -> dict[str, Any]:
     return tree
 
 
-def _lay(tree: CommentedMap, new: dict[str, Any], where: str = "") -> None:
+def _lay(tree: Any, new: dict[str, Any], where: str = "") -> None:
     """Put the values of `new` into `tree` in place, so that comments, order and layout stay; {} empties a section."""
     for key, value in new.items():
         if key not in tree:  # goes before the last key, whose comment ends with the heading of the next section
-            tree.insert(max(0, len(tree) - 1), key, CommentedMap() if isinstance(value, dict) else value)
-        old = tree[key]
+            tree.insert(max(0, len(tree) - 1), key, type(tree)() if isinstance(value, dict) else value)
         if isinstance(value, dict):
-            if not isinstance(old, dict):
-                raise UserError(f"{where}{key} = {old!r} has no keys: {', '.join(value)} cannot be set")
+            if not isinstance(tree[key], dict):
+                raise UserError(f"{where}{key} = {tree[key]!r} has no keys: {', '.join(value)} cannot be set")
             if not value:
-                old.clear()
-            _lay(old, value, f"{where}{key}.")
-        elif isinstance(old, list) and isinstance(value, list):
-            old[:] = value  # in place: the comment behind it is its own
-        elif _differ(old, value):
+                tree[key].clear()
+            _lay(tree[key], value, f"{where}{key}.")
+        else:
             tree[key] = value
-
-
-def _differ(a: Any, b: Any) -> bool:
-    return a != b or isinstance(a, bool) != isinstance(b, bool)  # 1 == True, and 1 == 1.0 may stay
 
 
 def _hydra(value: Any) -> str:
