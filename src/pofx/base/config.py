@@ -1,17 +1,21 @@
-"""params.yaml as frozen dataclasses: exact keys, exact types, no defaults.
+"""params.yaml as frozen dataclasses: exact keys, exact types, defaults and bounds beside the code that reads them.
 
-Each dataclass lives next to the code that reads it; this file only knows how to fill one. ruamel reads YAML 1.2, so
-that `1e-4` and the `3e-05` that DVC writes are numbers (PyYAML reads both as strings).
+A dataclass says all of it at once: `n_sigmas: Annotated[int, Ge(2)] = 32` is the key, its type, its bound and its
+default. What params.yaml leaves out takes the default. ruamel reads YAML 1.2, so that `1e-4` and the `3e-05` that DVC
+writes are numbers (PyYAML reads both as strings).
 """
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -19,7 +23,8 @@ from pofx.base.errors import UserError
 
 T = TypeVar("T")
 MODELS = Path(__file__).resolve().parents[1] / "models"
-SHARED_SECTIONS = ("seed", "models", "data", "preprocess", "sample", "fid", "likelihood", "probe", "sweep", "energy")
+SHARED_SECTIONS = ("seed", "models", "data", "preprocess", "train", "sample", "rows", "fid", "likelihood", "probe",
+                   "sweep", "energy")  # fmt: skip
 
 
 def family_names() -> list[str]:
@@ -47,14 +52,17 @@ def params(path: str = "params.yaml") -> dict[str, Any]:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} is empty: `git checkout {path}`")
-    for key in tree:
-        _known(key, [*SHARED_SECTIONS, *family_names()], where=path)
+    known(tree, [*SHARED_SECTIONS, *family_names()], path)
     return tree
 
 
 def section(key: str, cls: type[T], path: str = "params.yaml") -> T:
-    """The section `key` (dotted for nested ones, `sample.vae`) as an instance of the dataclass `cls`."""
-    return build(cls, _find(key, path), key)
+    """The section `key` (dotted for nested ones, `sample.vae`) as an instance of the dataclass `cls`.
+
+    A family's section also holds its `train`, which is no part of its Config (see pofx.train.config).
+    """
+    tree = _find(key, path)
+    return build(cls, untrained(tree) if key in family_names() else tree, key)
 
 
 def untracked(key: str, cls: type[T], path: str = "params.yaml") -> T:
@@ -62,60 +70,66 @@ def untracked(key: str, cls: type[T], path: str = "params.yaml") -> T:
     return section(key, cls, path)
 
 
+def untrained(tree: Any) -> Any:
+    """A family's section without its `train`."""
+    return {k: v for k, v in tree.items() if k != "train"} if isinstance(tree, dict) else tree
+
+
 def value(key: str, kind: Any, path: str = "params.yaml") -> Any:
     """The single value `key`, checked against the type `kind`."""
-    return _convert(kind, _find(key, path), key)
+    return convert(kind, _find(key, path), key)
 
 
 def build(cls: type[T], tree: Any, where: str) -> T:
     """An instance of the dataclass `cls` from the mapping `tree`; `where` names it in errors.
 
     Raises:
-        UserError: an unknown, missing or wrongly typed key, or a value that the dataclass refuses (ValueError).
+        UserError: an unknown key, a missing one that has no default, a value of the wrong type or out of bounds, or
+            one that the dataclass itself refuses (ValueError).
     """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
     if not isinstance(tree, dict):
-        raise UserError(f"{where} = {tree!r} should be a mapping with the keys {', '.join(_fields(cls))}")
-    hints, fields = typing.get_type_hints(cls), _fields(cls)
-    for key in tree:
-        _known(key, fields, where)
-    for key in fields:
-        if key not in tree:
-            raise UserError(f"{where}.{key} is missing: add it (see conf/ for a value)")
-    values = {k: _convert(hints[k], tree[k], f"{where}.{k}") for k in fields}
+        raise UserError(f"{where} = {tree!r} should be a mapping with the keys {', '.join(fields)}")
+    known(tree, fields, where)
+    for key, field in fields.items():
+        if key not in tree and field.default is field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where}.{key} is missing: add it")
+    hints = typing.get_type_hints(cls, include_extras=True)
+    values = {key: convert(hints[key], got, f"{where}.{key}") for key, got in tree.items()}
     try:
         return cls(**values)
-    except ValueError as error:  # a dataclass refuses a value out of range, and names the key
+    except ValueError as error:  # what no bound of a single key can say; the message starts with the key
         raise UserError(f"{where}.{error}") from None
 
 
-def _find(key: str, path: str) -> Any:
-    node, seen = params(path), []
-    for part in key.split("."):
-        if not isinstance(node, dict) or part not in node:
-            raise UserError(f"{'.'.join([*seen, part])} is missing from {path}: add it (see conf/ for a value)")
-        node, seen = node[part], [*seen, part]
-    return node
+def known(keys: Collection[str], allowed: Collection[str], where: str) -> None:
+    """Refuse a key that is none of `allowed`, and name the nearest of them."""
+    for key in keys:
+        if key not in allowed:
+            raise UserError(f"unknown key {key!r} in {where}: {nearest(str(key), allowed)}")
 
 
-def _fields(cls: type) -> list[str]:
-    return [f.name for f in dataclasses.fields(cls)]
+def nearest(word: str, allowed: Collection[str]) -> str:
+    """A question after the nearest right word, and all there are."""
+    near = difflib.get_close_matches(word, allowed, n=1, cutoff=0.0)
+    return f"did you mean {near[0]}? (known: {', '.join(allowed)})" if near else "remove it"
 
 
-def _known(key: str, allowed: list[str], where: str) -> None:
-    if key not in allowed:
-        near = difflib.get_close_matches(str(key), allowed, n=1, cutoff=0.0)
-        hint = f"did you mean {near[0]}?" if near else "remove it"
-        raise UserError(f"unknown key {key!r} in {where}: {hint} (known: {', '.join(allowed)})")
+def convert(kind: Any, got: Any, where: str) -> Any:
+    """The value `got` as the type `kind`, bounds included.
 
-
-def _convert(kind: Any, got: Any, where: str) -> Any:
+    Raises:
+        UserError: it is of another type, out of bounds, or not finite.
+    """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return _bounded(convert(args[0], got, where), kind.__metadata__, where)
     if dataclasses.is_dataclass(kind):
         return build(kind, got, where)
     if origin in (typing.Union, types.UnionType):
         if got is None and type(None) in args:
             return None
-        return _convert(next(a for a in args if a is not type(None)), got, where)
+        return convert(next(a for a in args if a is not type(None)), got, where)
     if origin is typing.Literal:
         if got not in args:
             raise UserError(f"{where} = {got!r} should be one of {', '.join(map(repr, args))}")
@@ -123,10 +137,46 @@ def _convert(kind: Any, got: Any, where: str) -> Any:
     if origin is tuple and isinstance(got, list | tuple):
         if args[-1] is not Ellipsis and len(args) != len(got):
             raise UserError(f"{where} = {list(got)!r} should have {len(args)} entries")
-        return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(got))
+        return tuple(convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(got))
     if kind is float and type(got) is int:
         return float(got)
     if origin is not None or type(got) is not kind:
         want = "list" if origin is tuple else getattr(kind, "__name__", str(kind))
         raise UserError(f"{where} = {got!r} is {type(got).__name__}, should be {want}")
+    if kind is float and not math.isfinite(got):
+        raise UserError(f"{where} = {got} should be a finite number")
     return got
+
+
+def _bounded(got: Any, bounds: Collection[Any], where: str) -> Any:
+    if got is None:  # an optional value
+        return None
+    for bound in bounds:
+        match bound:
+            case Ge(limit):
+                holds, asked = got >= limit, f"at least {limit}"
+            case Gt(limit):
+                holds, asked = got > limit, f"above {limit}"
+            case Le(limit):
+                holds, asked = got <= limit, f"at most {limit}"
+            case Lt(limit):
+                holds, asked = got < limit, f"below {limit}"
+            case MultipleOf(step):
+                holds, asked = got % step == 0, f"a multiple of {step}"
+            case MinLen(limit):
+                holds, asked = len(got) >= limit, f"{limit} entries or more"
+            case _:
+                raise TypeError(f"{where}: {bound!r} is no bound that can be checked here")
+        if not holds:
+            shown = list(got) if isinstance(got, tuple) else got
+            raise UserError(f"{where} = {shown!r} should {'have' if isinstance(bound, MinLen) else 'be'} {asked}")
+    return got
+
+
+def _find(key: str, path: str) -> Any:
+    node, seen = params(path), []
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            raise UserError(f"{'.'.join([*seen, part])} is missing from {path}: add it (presets/default.yaml has one)")
+        node, seen = node[part], [*seen, part]
+    return node

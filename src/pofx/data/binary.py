@@ -6,8 +6,10 @@ row (https://www.cs.toronto.edu/~kriz/cifar.html). There is no header, so the si
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge
 from jaxtyping import Float64, Int64, UInt8
 
 from pofx.base.errors import UserError
@@ -30,8 +32,8 @@ CIFAR10_MEAN, CIFAR10_STD = (
 
 @dataclass(frozen=True)
 class Preprocess:
-    n_train: int | None
-    n_test: int | None
+    n_train: Annotated[int, Ge(1)] | None = None  # size of a random subset of the training images; None: all of them
+    n_test: Annotated[int, Ge(1)] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import lzma
 import shutil
 import tarfile
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -28,10 +28,10 @@ MIRROR = "set data.url to a mirror, such as file:///path/to/cifar-10-binary.tar.
 
 @dataclass(frozen=True)
 class Data:
-    name: Literal["sprites", "cifar10"]
-    url: str
-    sha256: str
-    sprites: Sprites
+    name: Literal["sprites", "cifar10"] = "sprites"
+    url: str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"  # of CIFAR-10's binary archive
+    sha256: str = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+    sprites: Sprites = field(default_factory=Sprites)
 
 
 def build(data: Data, out: Path, cache: Path, base: Path) -> None:

@@ -7,8 +7,10 @@ Rotation is drawn for the disc and the ring too, where it is invisible.
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge
 from jaxtyping import Float, Float32, Float64, UInt8
 from PIL import Image, ImageDraw
 
@@ -19,9 +21,9 @@ SIDE, SUPER = 32, 8  # pixels, and subpixels a pixel for the antialiasing
 
 @dataclass(frozen=True)
 class Sprites:
-    seed: int
-    n_train: int
-    n_test: int
+    seed: Annotated[int, Ge(0)] = 0
+    n_train: Annotated[int, Ge(1)] = 20_000
+    n_test: Annotated[int, Ge(1)] = 4_000
 
 
 def generate(n: int, seed: int, split: int = 0) -> tuple[UInt8[np.ndarray, "n 3 32 32"], Float32[np.ndarray, "n 8"]]:

@@ -7,10 +7,11 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge, MinLen
 from jaxtyping import Bool, Float, Float64, UInt8
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -32,17 +33,14 @@ HIDDEN = ("right half", "centre")  # what inpainting fills in, of images in turn
 
 @dataclass(frozen=True)
 class Energy:
-    models: tuple[str, ...]  # energy-based models to do this for
-    n: int  # images a chain length
-    chains: tuple[int, ...]  # Langevin steps
-    images: int  # test images, and images of every other set
+    models: tuple[str, ...] = ("ebm",)  # energy-based models to do this for
+    n: Annotated[int, Ge(2)] = 64  # images a chain length
+    chains: Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)] = (0, 1, 2, 4)  # Langevin steps
+    images: Annotated[int, Ge(2)] = 500  # test images, and images of every other set
 
     def __post_init__(self) -> None:
-        for key in ("n", "images"):
-            if getattr(self, key) < 2:
-                raise ValueError(f"{key} = {getattr(self, key)} should be at least 2")
-        if not self.chains or min(self.chains) < 0 or len(set(self.chains)) < len(self.chains):
-            raise ValueError(f"chains = {list(self.chains)} should name one length or more, each once, from 0 on")
+        if len(set(self.chains)) < len(self.chains):
+            raise ValueError(f"chains = {list(self.chains)} should name each length once")
 
 
 # --- scores

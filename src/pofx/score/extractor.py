@@ -7,12 +7,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from unittest import mock
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
@@ -26,13 +27,14 @@ FID_SHA256 = "6726825d"  # how the digest of pt_inception-2015-12-05-6726825d.pt
 
 @dataclass(frozen=True)
 class Fid:
-    extractor: Literal["efficientnet_lite0", "inception"]
-    inception_weights: str | None  # path or URL
-    inception_sha256: str  # how the file's sha256 begins, 8 digits or more
-    n_reference: int  # training images to compare with
-    batch: int
-    kid_subsets: int
-    kid_subset_size: int
+    extractor: Literal["efficientnet_lite0", "inception"] = "efficientnet_lite0"
+    inception_weights: str | None = None  # path or URL
+    # How the file's sha256 begins, 8 digits or more.
+    inception_sha256: str = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+    n_reference: Annotated[int, Ge(2)] = 5_000  # training images to compare with
+    batch: Annotated[int, Ge(1)] = 25  # images of a forward pass
+    kid_subsets: Annotated[int, Ge(1)] = 20
+    kid_subset_size: Annotated[int, Ge(2)] = 500  # images of each side in a subset
 
 
 class Extractor:

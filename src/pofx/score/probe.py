@@ -7,9 +7,10 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge
 from jaxtyping import Float, Int64, UInt8
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -29,13 +30,8 @@ Features = Float[np.ndarray, "_ d"]
 
 @dataclass(frozen=True)
 class Probe:
-    train: int  # training images, or all
-    test: int  # test images, or all
-
-    def __post_init__(self) -> None:
-        for key, least in (("train", HELD_OUT), ("test", 1)):
-            if getattr(self, key) < least:
-                raise ValueError(f"{key} = {getattr(self, key)} should be at least {least}")
+    train: Annotated[int, Ge(HELD_OUT)] = 1500  # training images, or all
+    test: Annotated[int, Ge(1)] = 1000  # test images, or all
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
 
 from pofx.sample.samplers import SAMPLERS, Sample
 from pofx.sample.settings import Setting
@@ -9,19 +12,15 @@ from pofx.sample.settings import Setting
 
 @dataclass(frozen=True)
 class Sweep:
-    models: tuple[str, ...]  # denoisers to do this for
-    n: int  # images a point
-    samplers: tuple[str, ...]
-    steps: tuple[int, ...]  # noise levels visited
+    models: tuple[str, ...] = ("ncsn", "ddpm", "edm")  # denoisers to do this for
+    n: Annotated[int, Ge(2)] = 64  # images a point
+    samplers: tuple[str, ...] = ("ddim", "dpmpp", "heun")
+    steps: tuple[Annotated[int, Ge(2)], ...] = (3, 6, 12)  # noise levels visited
 
     def __post_init__(self) -> None:
-        if self.n < 2:
-            raise ValueError(f"n = {self.n} should be at least 2")
         for name in self.samplers:
             if name not in SAMPLERS:
                 raise ValueError(f"samplers names {name!r}, which is none of {', '.join(SAMPLERS)}")
-        if min(self.steps, default=2) < 2:
-            raise ValueError(f"steps = {list(self.steps)} should be 2 or more each")
 
 
 def settings(own: Sample, cfg: Sweep) -> list[Setting]:
