@@ -202,7 +202,7 @@ def test_chains_in_training_teach_to_denoise(sprites, tmp_path):
     """The normal approximation's error is no part of that loss, and falls with it."""
     module, cfg = small("ebm", *CHAINS)
     cfg = own(replace(cfg, chain=4), levels=12, step=0.5)
-    plan = budget("ebm", images=960, lr=1e-3, rows=10, flip=False, ema_half_life=0)
+    plan = budget("ebm", images=320, lr=1e-3, rows=10, flip=False, ema_half_life=0)
     model, x = build(module, cfg), to_model(sprites[:32])
 
     def error() -> float:
@@ -231,7 +231,7 @@ def test_contrast_tells_data_from_noise(sprites, tmp_path):
 
 @pytest.mark.parametrize("words", [CONTRAST, ["ebm-icd"], CHAINS])
 def test_an_interrupted_run_goes_on_bit_for_bit(words, sprites, tmp_path):
-    """The buffer, and what is known of the gap, are part of the state."""
+    """The buffer, and the running spread of the gap, are part of the state."""
     plan = budget("ebm", *words)
     whole, parted, other = (build(*small("ebm", *words), seed) for seed in (0, 0, 1))
     with slot(tmp_path / "whole") as held:

@@ -2,13 +2,13 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SHAPE, build, small
+from conftest import SHAPE, budget, build, small
 
 from pofx.base.errors import UserError
 from pofx.base.rng import Noise
@@ -58,6 +58,18 @@ def test_a_key_that_an_older_file_lacks_takes_todays_default(tmp_path):
     (folder / "model.json").write_text(json.dumps(card))
     cfg = store.load(folder).cfg
     assert (cfg.log_std, cfg.net.dropout) == (type(cfg)().log_std, UNetConfig().dropout)
+
+
+def test_a_base_of_format_1_is_built_as_well(tmp_path):
+    model, train = build(*small("vqprior")), asdict(budget("vqprior"))
+    store.save(tmp_path, "vqprior", model, train, {})
+    card = json.loads((tmp_path / "model.json").read_text())
+    for part in (card, card["base"]):
+        part["config"]["train"] = train
+    (tmp_path / "model.json").write_text(json.dumps({k: card[k] for k in ("family", "config", "base", "provenance")}))
+    again = store.load(tmp_path)
+    assert again.cfg == model.cfg and again.base.cfg == model.base.cfg and again.shape == SHAPE
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
 
 
 def test_a_format_to_come_is_refused_in_one_line(tmp_path):

@@ -366,8 +366,8 @@ def test_features_are_the_networks_own(perceptual, sprites):
 
 
 def test_the_backbone_is_frozen_and_not_the_models(sprites):
-    told = config.build(Features, features(layers=[0], side=32), "perceptual")
-    plain, model = vae(**SMALL), vae(perceptual=told, **SMALL)
+    term = config.build(Features, features(layers=[0], side=32), "perceptual")
+    plain, model = vae(**SMALL), vae(perceptual=term, **SMALL)
     assert model.perceptual is None, "what samples and scores does without"
     model.fetch(Path("unused"), Path("unused"))
     assert model.state_dict().keys() == plain.state_dict().keys()
@@ -417,12 +417,12 @@ def test_vgg19_is_torchvisions_with_its_inputs_normalised(vgg19, sprites):
 
 def test_vgg19_is_fetched_for_training_alone_and_checked(vgg19, sprites, tmp_path):
     path, _ = vgg19
-    told = {"backbone": "vgg19", "layers": [1, 6], "side": 32, "weights": path.as_uri(), "sha256": files.digest(path)}
+    given = {"backbone": "vgg19", "layers": [1, 6], "side": 32, "weights": path.as_uri(), "sha256": files.digest(path)}
 
     def model(**change):
-        return vae(perceptual=config.build(Features, features(**told | change), "perceptual"), **SMALL)
+        return vae(perceptual=config.build(Features, features(**given | change), "perceptual"), **SMALL)
 
-    good, cache = model(sha256=told["sha256"][:8].upper()), tmp_path / "cache"
+    good, cache = model(sha256=given["sha256"][:8].upper()), tmp_path / "cache"
     good.fetch(cache, tmp_path)
     assert not cache.exists(), "a local file is used where it lies"
     x = to_model(sprites[:2])

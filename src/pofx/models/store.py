@@ -74,16 +74,16 @@ def card(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it was written by a newer version.
     """
-    found = files.read_json(Path(folder) / "model.json")
-    written = found.get("format", 1)
+    read = files.read_json(Path(folder) / "model.json")
+    written = read.get("format", 1)
     if written > FORMAT:
         raise UserError(f"{folder}/model.json has format {written}, newer than {FORMAT}: update the project")
     if written == 1:
-        found |= {"format": FORMAT, "train": found["config"].pop("train"), "shape": (3, 32, 32)}
-        found["config"] = _renamed(found["family"], found["config"])
-        if "base" in found:
-            found["base"]["config"].pop("train")
-    return found | {"shape": tuple(found["shape"])}
+        read |= {"format": FORMAT, "train": read["config"].pop("train"), "shape": (3, 32, 32)}
+        read["config"] = _renamed(read["family"], read["config"])
+        if "base" in read:
+            read["base"]["config"].pop("train")
+    return read | {"shape": tuple(read["shape"])}
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> Family:

@@ -1,6 +1,6 @@
-"""A U-Net that knows the noise level: the network of DDPM (Ho et al. 2020, arXiv 2006.11239).
+"""A U-Net that is given the noise level: the network of DDPM (Ho et al. 2020, arXiv 2006.11239).
 
-It is told the level by sinusoids of the time step, as DDPM, or by Gaussian Fourier features of log sigma (Song et al.
+The level is given by sinusoids of the time step, as in DDPM, or by Gaussian Fourier features of log sigma (Song et al.
 2021, arXiv 2011.13456).
 """
 

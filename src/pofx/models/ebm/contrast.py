@@ -3,7 +3,7 @@
     loss = E(x+) - E(x-) + alpha (E(x+)^2 + E(x-)^2)
     x <- clamp(x - step_size clip(dE/dx) + noise z)
 
-x+ are data with a little noise. x- are drawn by Langevin dynamics: each chain goes on from where an earlier one ended,
+x+ are data with a little noise. x- are drawn by Langevin dynamics: each chain starts where an earlier one ended,
 and a share of them restarts from noise. Steps are large against their noise, as published: the density at temperature
 one is not what the chains draw from. Improved contrastive divergence (Du et al. 2021, arXiv 2012.01316) adds what `kl`,
 `entropy` and `augment` ask for.
@@ -77,7 +77,8 @@ class Contrast(Chains):
         improved = self.training and self.second_order
         negative, first, extra = start, None, torch.zeros(len(x), device=x.device)
         if self.training:
-            negative, first = self._langevin(start, self.cfg.chain - improved, rng.randn_like)
+            steps = self.cfg.chain - 1 if improved else self.cfg.chain  # the last one is taken below
+            negative, first = self._langevin(start, steps, rng.randn_like)
             if improved:
                 negative, extra = self._last_step(negative)
             self.buffer[slots] = dist.gather(to_uint8(negative))

@@ -1,4 +1,4 @@
-"""The RefineNet of NCSN: v1 (Song & Ermon 2019, arXiv 1907.05600, A.1), which is told the noise level, and v2 (Song &
+"""The RefineNet of NCSN: v1 (Song & Ermon 2019, arXiv 1907.05600, A.1), which is given the noise level, and v2 (Song &
 Ermon 2020, arXiv 2006.09011), which is not. Dilated residual stages, then RefineNet's fusion of their maps (Lin et al.
 2017, arXiv 1611.06612), with ELU and InstanceNorm++.
 
@@ -27,8 +27,8 @@ class InstanceNormPlus(nn.Module):
     mu_k and s_k are the mean and standard deviation of the map of channel k, m and v those of the mus over channels
     (with n - 1, as in the authors' code). Instance norm alone forgets the means, and with them the colour of the image.
 
-    The authors keep gamma, alpha and beta of every level of the ladder in a table, which ties the network to that
-    ladder: another one, or a noise level between two, cannot be asked for (ermongroup/ncsn, issue 7). Here they are a
+    The authors keep gamma, alpha and beta of every noise level in a table, which ties the network to these levels:
+    others, or one between two, cannot be asked for (ermongroup/ncsn, issue 7). Here they are a
     shared start, as in v2, plus a linear function of the embedding of any noise level.
     """
 
@@ -158,7 +158,7 @@ class RefineNet(nn.Module):
 
     Args:
         channels: width of the first stage; the other three have twice as many.
-        conditional: v1, where every norm knows the noise level; false: v2, where nothing does.
+        conditional: v1, where every norm is given the noise level; false: v2, where none is.
         patch: fold patch x patch pixels into channels first: patch^2 times cheaper. 1 is the published network.
         shape: of an image.
 

@@ -34,12 +34,12 @@ class Mixture(nn.Module):
 
         with warnings.catch_warnings():  # a fit that is nearly done is good enough to draw from
             warnings.simplefilter("ignore", ConvergenceWarning)
-            found = GaussianMixture(len(self.weights), random_state=seed, reg_covar=RIDGE).fit(
+            fitted = GaussianMixture(len(self.weights), random_state=seed, reg_covar=RIDGE).fit(
                 codes.double().cpu().numpy()
             )
-        self.weights.copy_(torch.from_numpy(found.weights_))
-        self.means.copy_(torch.from_numpy(found.means_))
-        self.scales.copy_(torch.linalg.cholesky(torch.from_numpy(found.covariances_)))
+        self.weights.copy_(torch.from_numpy(fitted.weights_))
+        self.means.copy_(torch.from_numpy(fitted.means_))
+        self.scales.copy_(torch.linalg.cholesky(torch.from_numpy(fitted.covariances_)))
 
     def draw(self, noise: Noise) -> Float[Tensor, "n dim"]:
         """len(noise) codes."""

@@ -81,12 +81,12 @@ class Perceptual:
             self.net, self.mean, self.std = (part.to(x.device) for part in (self.net, self.mean, self.std))
         size, (down, right) = (self.side, self.side), shift
         h = F.interpolate((x - self.mean) / self.std, size, mode="bilinear", align_corners=False)
-        h, found = F.pad(h, (right, 0, down, 0), mode="replicate"), []
+        h, maps = F.pad(h, (right, 0, down, 0), mode="replicate"), []
         for i, layer in enumerate(self.net):
             h = layer(h)
             if i in self.layers:
-                found.append(h)
-        return found
+                maps.append(h)
+        return maps
 
     def __call__(self, x: Float[Tensor, "b 3 h w"], y: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
         """Sum over layers of half the mean squared difference, times the numbers in an image: each layer weighs as much

@@ -35,7 +35,7 @@ from pofx.models.vae.mixture import Mixture
 
 FEWEST_ACTIVE = 0.1  # of the units
 FITTED = 10_000  # images that the mixture is fitted to
-PART = 256  # images at a time, where a family is not told
+PART = 256  # images at a time, after training
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The distribution of a VQ-VAE's codes, and with it the whole model (van den Oord et al. 2017, arXiv 1711.00937).
 
-    loss = -sum over i of log p(c_i | c_1..c_{i-1}) nats,   c the 8x8 codes of an image in raster order
+    loss = -sum over i of log p(c_i | c_1..c_{i-1}) nats,   c the codes of an image in raster order
     log p(x) >= log N(x; m(c), s^2 I) + log p(c)
 
 p is a causal transformer, or a gated PixelCNN as in the paper. The autoencoder (family vqvae) is trained before and

@@ -81,6 +81,6 @@ class Codebook(nn.Module):
 
 
 def perplexity(counts: Float[Tensor, " size"]) -> Float[Tensor, ""]:
-    """exp of the entropy of the codes' frequencies: how many codes are used, as it were."""
+    """exp of the entropy of the codes' frequencies: how many codes are used, in effect."""
     share = counts / counts.sum()
     return torch.special.entr(share).sum().exp()
