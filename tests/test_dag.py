@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,7 @@ def test_one_training_stage_for_every_family_and_only_for_these():
 def test_the_first_stage_reads_all_parameters():
     (first, *_) = STAGES
     assert first == "check" and STAGES[first]["params"] == [{"params.yaml": None}]
+    assert "params.yaml" in read(main(STAGES[first]))
     assert "metrics/check.json" in STAGES["download"]["deps"], "a mistake is said before anything is fetched"
 
 
@@ -201,16 +203,17 @@ def read(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", sorted(set(STAGES) - {"check"}))
 def test_params_are_those_that_the_main_reads(name):
     stage = STAGES[name]
-    declared = [next(iter(key)) if isinstance(key, dict) else key for key in stage.get("params", [])]
-    item = CMD.fullmatch(stage["cmd"])[2] or ""
-    assert {key.replace("{}", item) for key in read(main(stage))} == set(declared)
+    declared = stage.get("params", [])
+    item = CMD.fullmatch(stage["cmd"])[2] or "*"  # where no family is given the main reads the same key of several
+    patterns = {key.replace("{}", item) for key in read(main(stage))}
+    assert not [key for key in declared if not any(fnmatch(key, pattern) for pattern in patterns)]
+    assert not [pattern for pattern in patterns if not any(fnmatch(key, pattern) for key in declared)]
     assert len(set(declared)) == len(declared)
     for key in declared:
-        if key != "params.yaml":
-            value(key.replace(ITEM, FAMILIES[0]))  # it exists
+        value(key.replace(ITEM, FAMILIES[0]))  # it exists
 
 
 def test_only_mains_and_readers_read_parameters():
