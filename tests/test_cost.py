@@ -16,10 +16,9 @@ from pofx.base import machine
 from pofx.base.rng import Noise
 from pofx.models.ebm.network import EnergyConfig
 from pofx.models.family import Sampled
-from pofx.sample import drawing
+from pofx.sample import cost, drawing
 from pofx.sample.counted import counted
 from pofx.sample.rows import rows
-from pofx.score import cost
 
 CPU = torch.device("cpu")
 CONV, DEPTHWISE, LINEAR = 10 * 10 * 8 * 6 * 9, 10 * 10 * 8 * 9, 7 * 5  # multiplications

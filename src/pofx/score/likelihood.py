@@ -9,7 +9,7 @@ the bits of every image. Noise is an image's own, a function of the seed and its
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -29,7 +29,6 @@ from pofx.models import schedules
 from pofx.models.denoiser import SIGMA_DATA, Denoiser
 from pofx.models.family import Bounded, Family, ImportanceWeighted
 from pofx.models.pixels.gaussian import BIN, dequantised
-from pofx.sample.samplers import Denoise
 from pofx.score.batches import Batches
 
 Images = UInt8[np.ndarray, "n 3 h w"]
@@ -235,7 +234,10 @@ def flow(model: Denoiser, x: Float[Tensor, "n *shape"], steps: int, batch: int, 
 
 
 def log_density(
-    denoise: Denoise, sigmas: Sequence[float], x: Float[Tensor, "n *shape"], probe: Float[Tensor, "n *shape"]
+    denoise: Callable[[Tensor, float], Tensor],
+    sigmas: Sequence[float],
+    x: Float[Tensor, "n *shape"],
+    probe: Float[Tensor, "n *shape"],
 ) -> Float64[Tensor, " n"]:
     """log p(x) in nats, p being what dx / dsigma = (x - D) / sigma makes of N(0, sigmas[-1]^2) on its way to sigmas[0].
 
