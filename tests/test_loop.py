@@ -427,6 +427,14 @@ def test_flips_mirror_about_half(sprites):
     assert 40 < mirrored.sum() < 88
 
 
+@pytest.mark.parametrize(("share", "step"), [(0.0, None), (0.01, 1), (0.4, 2), (0.5, 2), (0.9, 4)])
+def test_a_guide_is_kept_after_its_share_of_the_images(share, step):
+    module, cfg = small("edm")
+    model = build(module, replace(cfg, guide=share))
+    assert safety.guide_step(model, Train(images=32, batch=8)) == step
+    assert safety.guide_step(build(*small("vae")), Train()) is None
+
+
 def test_learning_rate_follows_images_not_steps():
     cfg = Train(lr=1.0, warmup=100, images=1100, decay="cosine", batch=10)
     assert lr_at(cfg, 40) == pytest.approx(0.5)
