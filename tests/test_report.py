@@ -93,18 +93,18 @@ def test_page_tells_which_guards_fired(built):
 
 
 def test_page_shows_how_denoisers_denoise(built):
-    html = (built[0] / "report/index.html").read_text()
+    html = " ".join((built[0] / "report/index.html").read_text().split())
     pictures = (
         " = 60, 8, 0.5, 0.02; last",
         "langevin, all noise levels",
         "During training",
         "Error at every noise level",
     )
-    ladder = (
+    schedule = (
         "C = 0.21, where 0.3 or more is wanted",
         "is 30.1, images on [0, 1]; the largest noise level there, 30.",
     )
-    for needed in pictures + ladder:
+    for needed in pictures + schedule:
         assert needed in html, needed
     assert html.count("overlap by") == 1, "only where it was measured"
 
