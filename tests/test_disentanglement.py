@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from pofx.base.errors import UserError
 from pofx.data import sprites
 from pofx.models.family import Latent
 from pofx.score import disentanglement

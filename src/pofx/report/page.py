@@ -13,9 +13,10 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from pofx.base.files import atomic
-from pofx.report import charts, interactive, notices, plots, tables
+from pofx.report import charts, interactive, plots, tables
 from pofx.report.metrics import LINES, Metrics, distance_keys, rows, seeds, table
 from pofx.report.text import short, text
+from pofx.score.distances import named
 
 HERE = Path(__file__).parent
 TRAINED = {  # what the page says of a training -> what stages/train.py calls it
@@ -118,7 +119,7 @@ def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
     figures, protocol = draw(got, comparison), got.metrics["protocol"]
     samples, pictures = {row: got.draws(row) for row in got.order}, {f: got.pictures(f"fid/{f}") for f in got.curves}
     refused = {LINES[name]: reason for name, reason in got.metrics.get("refused", {}).items()}
-    words = {"got": got, "metrics": got.metrics, "protocol": protocol, "data": got.data, "notices": notices}
+    words = {"got": got, "metrics": got.metrics, "protocol": protocol, "data": got.data}
     words |= {"keys": distance_keys(got.metrics), "refused": refused, "models": list(got.curves)}
     shown = {
         "further": [row for row in got.order if got.owners[row] != row],
@@ -151,6 +152,7 @@ def template(name: str, *folders: Path) -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
+    environment.globals["named"] = named
     environment.filters |= {"short": short, "number": "{:,}".format}
     return environment.get_template(name)
 
