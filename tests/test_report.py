@@ -283,7 +283,12 @@ def test_what_a_distance_leaves_out_has_a_table(tmp_path):
         "1.25", "0.375", "0.875", "1.2%", "25.0%", "-7.9, +8.2, +3.0", "3.1%"]  # fmt: skip
     assert {cell for cell, _ in list(refused.values())[1:]} == set(blank)
     flat = [" ".join(document.split()) for document in (html, markdown)]
-    for words in ("against 1,500 test images", "1,234 training images", "1,800 images a side", "10,000 training images"):
+    for words in (
+        "against 1,500 test images",
+        "1,234 training images",
+        "1,800 images a side",
+        "10,000 training images",
+    ):
         assert all(words in document for document in flat), words
     assert "full-covariance Gaussian: blank, &lt;60&gt; are too few." in html and "<60> are too few." in markdown
     assert "train, 1,234 other images" in html
