@@ -113,6 +113,15 @@ def test_outsiders_are_what_they_are_called(sprites):
     assert all(np.array_equal(sets[k], again[k]) for k in sets)
 
 
+def test_outsiders_have_the_size_of_the_data():
+    images = np.random.default_rng(0).integers(0, 256, (6, 3, 18, 26), np.uint8)
+    sets = energy.outsiders(images[:3], images[3:], "folder", 3)
+    assert "sprites" not in sets and all(x.shape == (3, 3, 18, 26) for x in sets.values())
+    moved = sets["shuffled tiles"]
+    assert np.array_equal(moved[..., 16:, :], images[:3, :, 16:]), "left over"
+    assert np.array_equal(np.sort(moved, None), np.sort(images[:3], None)) and not np.array_equal(moved, images[:3])
+
+
 def test_shuffling_moves_whole_tiles():
     side = 32 // energy.TILES
     tile = np.arange(energy.TILES**2).reshape(energy.TILES, energy.TILES).repeat(side, 0).repeat(side, 1)
