@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # Scratch: the parent repository's, also where DVC runs the stage in a throw-away clone.
 RUNS = Path(os.environ.get("DVC_ROOT", ROOT)) / "runs"
+FRESH = os.environ.get("FRESH") == "1"  # whether to make anew what is kept there: states of training, rows
 sys.path.insert(0, str(ROOT / "src"))
 # Those that this process may use: a container or a batch system may grant fewer than there are. macOS cannot say.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

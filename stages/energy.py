@@ -59,9 +59,9 @@ def main(name: str) -> None:
         noises = [noise(f"inpaint {i}", few if i else len(images)) for i in range(DRAWS)]
         filled, inpainted = energy.inpainting(model, own, images, noises)
         cleaned, restored = energy.restoring(model, own, images, SIGMAS, lambda: noise("restore", len(images)))
-        points = energy.settings(ways, cfg.chains)
-        found, drawn = settings.draw(model, points, cfg.n, lambda start, stop: noise("energy", stop, start))
-        able = dict.fromkeys(row["row"] for row in settings.accepted(found))
+        lengths = energy.settings(ways, cfg.chains)
+        points, drawn = settings.draw(model, lengths, cfg.n, lambda start, stop: noise("energy", stop, start))
+        able = dict.fromkeys(row["row"] for row in settings.accepted(points))
         strips = {row: energy.strip(model, ways[row], noise("sample", ROWS), COLUMNS) for row in able}
     save_grid(filled, folder / "inpainting.png", columns=DRAWS + 2)
     save_grid(energy.sheet(cleaned, few), folder / "denoising.png", columns=len(cleaned))
@@ -69,15 +69,15 @@ def main(name: str) -> None:
         save_grid(shown, folder / f"chain_{row}.png", columns)
 
     real = {"row": "test images", "chain": None}  # as many as there are samples, or all
-    found, drawn = [real, *found], [test[: cfg.n], *drawn]
+    points, drawn = [real, *points], [test[: cfg.n], *drawn]
     net = extractor.build(fid, RUNS / "weights", RUNS.parent, device)
     reference = measures.Reference(net, fid, seed, target)
-    reference.score(settings.accepted(found), drawn)
-    for row, images in zip(settings.accepted(found), drawn, strict=True):
+    reference.score(settings.accepted(points), drawn)
+    for row, images in zip(settings.accepted(points), drawn, strict=True):
         row |= {"saturated": colour.saturated(images), "energy": energies(images).mean()}
     protocol = reference.protocol(cfg.n) | {"test_images": n, "chance": energy.chance(n)}
     protocol["device"] = machine.name(device)
-    record = {"n": cfg.n, "keys": net.keys, "protocol": protocol, **scores, "rows": found, "chain": own.chain}
+    record = {"n": cfg.n, "keys": net.keys, "protocol": protocol, **scores, "rows": points, "chain": own.chain}
     record |= {"inpainting": inpainted, "restoring": restored}
     files.write_json(Path(f"metrics/energy/{name}.json"), record)
 

@@ -1,80 +1,104 @@
 """Score one family: samples/F/, models/F/, features/{train,test}.npy, data/ -> metrics/fid/F.json.
 
 Also writes features/F/ and plots/fid/F/*.png: the nearest training images of samples, and what the family's code holds,
-if it has one. Distances belong to each row (a way to draw, see pofx.sample.rows), all else to the model, and
-stands in the family's first row alone. Of further draws of a row (sample.seeds) Frechet distance and KID alone are
-measured. `python -m stages.fid FAMILY`.
+if it has one. Distances belong to each row of samples/F/rows.json, all else to the model, and stands in the family's
+first row alone. Of further draws of a row (sample.seeds) Frechet distance and KID alone are measured. What was measured
+of the same images or the same model before is not measured again: FRESH=1 measures all. `python -m stages.fid FAMILY`.
 """
 
 import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from stages import RUNS, processes
-from pofx.base import config, dist, files, machine
+from stages import FRESH, RUNS, processes
+from pofx.base import config, dist, files, machine, provenance
 from pofx.base.images import save_grid
+from pofx.base.memo import Entry, Memo
 from pofx.base.rng import fold
 from pofx.models import store
 from pofx.models.family import Coded
-from pofx.sample import rows
-from pofx.score import codes, colour, cost, distances, extractor, likelihood, measures, probe, trained
+from pofx.score import codes, colour, distances, extractor, likelihood, measures, probe, trained
 from pofx.score.distances import Target
-from pofx.score.measures import Metrics
+from pofx.score.measures import Yardstick
 
 SHOWN, NEIGHBOURS = 8, 5  # samples with their neighbours
+CODE = ("stages", "src/pofx/base", "src/pofx/models", "src/pofx/score")  # that decides what is measured
+INPUTS = ("data/train.npy", "data/test.npy", "data/labels.npz", "features/train.npy", "features/test.npy")
 
 
 def main(name: str) -> None:
     cfg, seed, device = config.section("fid", extractor.Fid), config.value("seed", int), machine.device()
-    ways = rows.rows(name, config.value(f"sample.{name}", dict), config.value(f"rows.{name}", dict))
-    bits = config.section("likelihood", likelihood.Likelihood)
-    model = store.load(Path(f"models/{name}"), device)
-    train, test = np.load("data/train.npy", mmap_mode="r"), np.load("data/test.npy")
+    model, samples = Path(f"models/{name}"), Path(f"samples/{name}")
+    ways, card = files.read_json(samples / "rows.json"), store.card(model)
+    train, drawn = np.load("data/train.npy", mmap_mode="r"), np.load(samples / f"{name}.npy")
     reference, unseen = (Target(np.load(f"features/{split}.npy")) for split in ("train", "test"))
-    seeds, drawn = config.value("sample.seeds", int), {row: np.load(f"samples/{name}/{row}.npy") for row in ways}
-    n = len(drawn[name])
-    distances.check_subset(cfg.kid_subset_size, n, len(reference))
-
+    distances.check_subset(cfg.kid_subset_size, len(drawn), len(reference))
     net = extractor.build(cfg, RUNS / "weights", RUNS.parent, device)
-    yardstick = measures.Yardstick(net, cfg, seed, reference, unseen, colour.means(train))
-    stems = {row: rows.stems(row, seeds) for row in ways}
-    features = {
-        stem: yardstick.features(np.load(f"samples/{name}/{stem}.npy"), stem) for row in ways for stem in stems[row]
-    }
+    yardstick = Yardstick(net, cfg, seed, reference, unseen, colour.means(train))
+
+    inputs = [files.digest(Path(path)) for path in INPUTS]
+    shared = inputs, seed, dataclasses.asdict(cfg), len(drawn), provenance.code_hash(*CODE)
+    memo = Memo(RUNS / "memo/fid" / name, *shared, fresh=FRESH)
+    rows, features = {}, {}
+    for row, told in ways.items():
+        paths = [samples / f"{stem}.npy" for stem in told["stems"]]
+        arrays, rows[row] = memo(partial(of_row, paths, yardstick), [files.digest(path) for path in paths])
+        features[row] = arrays["features"]
+    settings = config.section("likelihood", likelihood.Likelihood), config.section("probe", probe.Probe)
+    weights = [files.digest(model / file) for file in ("model.safetensors", "model.json")]
+    parts = weights, *map(dataclasses.asdict, settings)
+    sheets, itself = memo(partial(of_model, model, len(drawn), yardstick, *settings), *parts)
+    if not dist.first():
+        return
+
+    base = {card["base"]["family"]: card["base"]["config"]} if "base" in card else {}  # trained before, and part of it
+    for row, told in ways.items():
+        rows[row]["config"] = base | {name: card["config"], f"sample.{name}": told["sample"]}
+        files.write_npy(Path(f"features/{name}/{row}.npy"), features[row])
+    rows[name] |= itself["metrics"] | {"protocol": rows[name]["protocol"] | itself["protocol"]}
+    columns = itself["columns"]
+    sheets["neighbours"], columns["neighbours"] = neighbours(drawn, features[name], reference.vectors, train)
+    for picture, images in sheets.items():
+        save_grid(images, Path(f"plots/fid/{name}/{picture}.png"), columns[picture])
+    files.write_json(Path(f"metrics/fid/{name}.json"), measures.by_metric(rows))
+    memo.prune()
+
+
+def of_row(paths: list[Path], yardstick: Yardstick) -> Entry:
+    """The features of the first of a row's draws, and what is measured of all."""
+    draws = [np.load(path) for path in paths]
+    features = [yardstick.features(images, path.stem) for images, path in zip(draws, paths, strict=True)]
+    if not dist.first():
+        return {"features": features[0]}, {}  # the features take longest, the rest is one process's
+    metrics = yardstick.against_train(draws[0], features[0]) | yardstick.against_test(features[0])
+    metrics |= yardstick.over_seeds(metrics, features[1:])
+    return {"features": features[0]}, metrics | {"protocol": yardstick.row_protocol(len(draws[0]), len(draws))}
+
+
+def of_model(folder: Path, n: int, yardstick: Yardstick, bits: likelihood.Likelihood, probing: probe.Probe) -> Entry:
+    """Pictures of the code of the model in `folder`, what is measured of it, of `n` test images, and how."""
+    device, train, test = yardstick.net.device, np.load("data/train.npy", mmap_mode="r"), np.load("data/test.npy")
+    model, random = store.load(folder, device), store.untrained(folder, fold(yardstick.seed, "init"), device)
     back = trained.returned(model, test[:n], yardstick) if isinstance(model, Coded) else None
     if not dist.first():
-        return  # the features take longest, the rest is one process's
-    card = store.card(Path(f"models/{name}"))
-    base = {card["base"]["family"]: card["base"]["config"]} if "base" in card else {}  # trained before, and part of it
-    scores: dict[str, Metrics] = {}
-    for row, how in ways.items():
-        scores[row] = yardstick.against_train(drawn[row], features[row]) | yardstick.against_test(features[row])
-        scores[row] |= yardstick.over_seeds(scores[row], (features[stem] for stem in stems[row][1:]))
-        scores[row] |= cost.gflop(model, how, device)
-        scores[row]["protocol"] = yardstick.row_protocol(n, seeds)
-        scores[row]["config"] = base | {name: card["config"], f"sample.{name}": dataclasses.asdict(how)}
-        files.write_npy(Path(f"features/{name}/{row}.npy"), features[row])
-
+        return {}, {}
     metrics, protocol, pictures = trained.evaluate(model, test[:n], back, yardstick, bits)
     with np.load("data/labels.npz") as labels:
         data = trained.Labelled(train, test, dict(labels))
-    random = store.untrained(Path(f"models/{name}"), fold(seed, "init"), device)
-    understood, probed = trained.understanding(model, random, data, config.section("probe", probe.Probe), yardstick)
-    scores[name] |= metrics | understood
-    scores[name]["protocol"] |= protocol | probed
-    pictures["neighbours"] = neighbours(drawn[name], features[name], reference.vectors, train)
-    for picture, (images, columns) in pictures.items():
-        save_grid(images, Path(f"plots/fid/{name}/{picture}.png"), columns)
-    files.write_json(Path(f"metrics/fid/{name}.json"), measures.by_metric(scores))
+    understood, probed = trained.understanding(model, random, data, probing, yardstick)
+    facts = {"metrics": metrics | understood, "protocol": protocol | probed}
+    facts["columns"] = {picture: columns for picture, (_, columns) in pictures.items()}
+    return {picture: images for picture, (images, _) in pictures.items()}, facts
 
 
 def neighbours(drawn: np.ndarray, features: np.ndarray, reference: np.ndarray, train: np.ndarray) -> codes.Sheet:
     """Rows of a sample and the training images that are nearest to it in the features; and their columns."""
     near = distances.nearest(features[:SHOWN], reference, NEIGHBOURS)
-    sheet = np.concatenate([drawn[: len(near), None], train[near]], 1)
-    return sheet.reshape(-1, *drawn.shape[1:]), sheet.shape[1]
+    rows = np.concatenate([drawn[: len(near), None], train[near]], 1)
+    return rows.reshape(-1, *drawn.shape[1:]), rows.shape[1]
 
 
 if __name__ == "__main__":

@@ -1,80 +1,95 @@
 """Draw images from one trained family: models/<family>/ -> samples/<family>/<row>.npy, a grid and the cost of each row.
 
-Rows are the ways to draw that `sample.<family>` asks for (pofx.models.family.draws); with sample.seeds above 1 each is
-drawn again from other noise, into <row>.seed1.npy and so on.
+Rows are the ways to draw that `sample.<family>` and `rows.<family>` ask for; with sample.seeds above 1 each is drawn
+again from other noise, into <row>.seed1.npy and so on. samples/<family>/rows.json says what there is and how it was
+drawn. A row that was drawn before is not drawn again, and its cost is that of then: FRESH=1 draws all.
 """
 
+import dataclasses
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 
-from stages import processes
-from pofx.base import config, dist, files, machine
-from pofx.models import family
+from stages import FRESH, RUNS, processes
+from pofx.base import config, dist, files, machine, provenance
 from pofx.base.errors import UserError
 from pofx.base.images import save_grid, to_uint8
+from pofx.base.memo import Entry, Memo
 from pofx.base.progress import Bar
 from pofx.base.rng import BLOCK, Noise, fold
+from pofx.models import store
+from pofx.models.family import Family
+from pofx.sample import cost, drawing
+from pofx.sample.counted import counted
+from pofx.sample.rows import rows, stems
 
-SHAPE = (3, 32, 32)
+CODE = ("stages", "src/pofx/base", "src/pofx/models", "src/pofx/sample")  # that decides what is drawn
 
 
 def main(name: str) -> None:
-    cfg, n = config.section(f"sample.{name}", family.module(name).Sample), config.value("sample.n", int)
-    rows, seed, device = family.draws(name, cfg), config.value("seed", int), machine.device()
-    seeds = config.value("sample.seeds", int)
-    for row in rows.values():
-        if n < 1 or row.batch < 1 or row.batch % BLOCK:
-            raise UserError(f"sample.{name}.batch = {row.batch} should be a multiple of {BLOCK}, and sample.n above 0")
-    model = family.load(Path(f"models/{name}"), device)
-    seconds, nfe = dict.fromkeys(rows, 0.0), {}
-    for row, how in rows.items():
-        for k, stem in enumerate(family.stems(row, seeds)):
-            noise = fold(seed, "sample", name, *[k][:k])  # the first draw is the same, however many follow
-            images, taken, nfe[row] = draw(model, stem, how, n, noise, device)
-            seconds[row] += taken / seeds
-            if not dist.first():
-                continue
-            files.write_npy(Path(f"samples/{name}/{stem}.npy"), images)
-            save_grid(images[:80], Path(f"plots/samples/{name}/{stem}.png"), columns=16)
-    cost = {
-        "sample_seconds_per_1000": seconds,
-        "nfe": nfe,
-        "sample_peak_mib": {name: round(machine.peak_mib(device), 1)},
-    }
+    n, seeds, seed = config.value("sample.n", int), config.value("sample.seeds", int), config.value("seed", int)
+    ways = rows(name, config.value(f"sample.{name}", dict), config.value(f"rows.{name}", dict))
+    for how in ways.values():
+        if n < 1 or how.batch < 1 or how.batch % BLOCK:
+            raise UserError(f"sample.{name}.batch = {how.batch} should be a multiple of {BLOCK}, and sample.n above 0")
+    folder, device = Path(f"models/{name}"), machine.device()
+    model = store.load(folder, device)
+    weights = [files.digest(folder / file) for file in ("model.safetensors", "model.json")]
+    shared = weights, n, machine.name(device), provenance.code_hash(*CODE)
+    memo = Memo(RUNS / "memo/sample" / name, *shared, fresh=FRESH)
+
+    told: dict[str, Any] = {}
+    costs: dict[str, dict[str, float]] = {}  # metric -> row -> value
+    for row, how in ways.items():
+        told[row] = {"sample": dataclasses.asdict(how), "stems": stems(row, seeds)}
+        spent = []
+        for k, stem in enumerate(told[row]["stems"]):
+            noise = fold(seed, "sample", name, *([k] if k else []))  # the first is the same, however many follow
+            arrays, found = memo(partial(draw, model, stem, how, n, noise), told[row]["sample"], noise)
+            spent.append(found)
+            if dist.first():
+                files.write_npy(Path(f"samples/{name}/{stem}.npy"), arrays["images"])
+                save_grid(arrays["images"][:80], Path(f"plots/samples/{name}/{stem}.png"), columns=16)
+        seconds = sum(found["sample_seconds_per_1000"] for found in spent) / seeds
+        for key, value in (spent[0] | {"sample_seconds_per_1000": seconds}).items():
+            costs.setdefault(key, {})[row] = value
+    costs["sample_peak_mib"] = {name: max(costs["sample_peak_mib"].values())}
     if dist.first():
-        files.write_json(Path(f"metrics/time/sample_{name}.json"), cost)
+        files.write_json(Path(f"samples/{name}/rows.json"), told)
+        files.write_json(Path(f"metrics/time/sample_{name}.json"), costs)
+        memo.prune()
 
 
-def draw(
-    model: family.Family, row: str, cfg: Any, n: int, seed: int, device: torch.device
-) -> tuple[UInt8[np.ndarray, "n 3 h w"], float, float]:
-    """n images, the seconds for 1,000 of them, and the evaluations of the network for a batch.
+def draw(model: Family, row: str, cfg: Any, n: int, seed: int) -> Entry:
+    """n images, and what drawing cost: the seconds for 1,000 of them, the evaluations of the network for a batch.
 
     Several processes draw every so many batches each, the same images as one would; their seconds are added up.
 
     Raises:
         UserError: an image is not finite.
     """
-    half = model.cfg.train.precision == "bf16"  # the network alone: samplers keep images in fp32
-    drawn, mine = np.zeros((n, *SHAPE), np.uint8), range(0, n, cfg.batch)[dist.rank() :: dist.world()]
+    device = machine.device()
+    drawn, mine = np.zeros((n, *model.shape), np.uint8), range(0, n, cfg.batch)[dist.rank() :: dist.world()]
     began = time.monotonic()
-    with torch.no_grad(), family.counted(model.net, *model.guides()) as calls:
+    with torch.no_grad(), counted(model.networks()) as calls:
         for start in Bar(mine, desc=f"sample {row}", unit="batch"):
             noise = Noise(seed, start, min(n, start + cfg.batch), device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                images = model.sample(noise, cfg)
+            # Of the network alone: samplers keep images in fp32.
+            with torch.autocast(device.type, torch.bfloat16, enabled=model.precision == "bf16"):
+                images = drawing.draw(model, noise, cfg)
             if not images.isfinite().all():
                 raise UserError(f"{row} drew values that are not finite: train it longer, or change how it draws")
             drawn[start : start + len(noise)] = to_uint8(images).cpu().numpy()
         drawn = dist.assembled(drawn)
     seconds = (time.monotonic() - began) * dist.world()
-    return drawn, 1000 * seconds / n, calls[0] / max(1, len(mine))
+    found = {"sample_seconds_per_1000": 1000 * seconds / n, "nfe": calls[0] / max(1, len(mine))}
+    found |= {"sample_peak_mib": round(machine.peak_mib(device), 1)} | cost.gflop(model, cfg, device)
+    return {"images": drawn}, found
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ processes (see stages.processes).
 """
 
 import argparse
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages import ROOT, RUNS, processes
+from stages import FRESH, ROOT, RUNS, processes
 from pofx.base import config, dist, files, images, machine, provenance, rng
 from pofx.models import store
 from pofx.train import loop, pool, state
@@ -30,10 +29,10 @@ def main(name: str, minutes: float | None) -> None:
     with dist.in_turn():
         model.fetch(RUNS / "weights", RUNS.parent)
     noted = model.prepare(batches.images, train.batch // train.accumulate)
-    origin = {"seed": seed, "data": files.digest(data), "code": state.code_hash()}
+    origin = {"seed": seed, "data": files.digest(data), "code": provenance.code_hash()}
     base = store.needs(name) and files.digest(Path(f"models/{store.needs(name)}/model.safetensors"))
     key = [asdict(cfg), train.deciding(), origin, base]
-    with state.Slot(RUNS, f"train_{name}", key, fresh=os.environ.get("FRESH") == "1") as slot:
+    with state.Slot(RUNS, f"train_{name}", key, fresh=FRESH) as slot:
 
         def preview(seen: int) -> None:
             drawn = model.preview(rng.Noise(rng.fold(seed, "sample", name), 0, 16, device))

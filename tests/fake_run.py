@@ -24,6 +24,7 @@ GUARDS = {  # that fired; of the other families none
         {"images": 4000, "guard": "<still>", "did": "warned", "rows": 12},
     ]
 }
+CODE_PICTURES = ("reconstructions", "traversals", "interpolations")
 KEYS = ["fd_effnet", "kid_effnet", "kid_effnet_std"]
 BEYOND = {  # of every row; no row here has images enough to be extrapolated, but where a test gives it a number
     "fd_test_effnet": 640.5, "kid_test_effnet": 1.2345, "kid_test_effnet_std": 0.0321, "precision": 0.8125,
@@ -130,7 +131,7 @@ def fake_sweep(scale: float, keys: list[str] = KEYS) -> dict[str, Any]:
     told = {"reference": "train, 10,000 images", "extractor": "E <1280-d>", "kid_subsets": 50, "kid_subset_size": 256}
     told |= {"test_images": 128, "device": "cpu <fast>"}
     return {"n": 256, "keys": keys, "protocol": told, "sigma_range": [0.02, 60.0], "rows": rows, "levels": levels,
-            "strip": [60.0, 8.0, 0.5, 0.02], "ladder": [0.02, 0.5, 8.0, 60.0]}  # fmt: skip
+            "strip": [60.0, 8.0, 0.5, 0.02], "noisy": [0.02, 0.5, 8.0, 60.0]}  # fmt: skip
 
 
 def fake_energy(f: str, keys: list[str] = KEYS) -> dict[str, Any]:
@@ -176,9 +177,9 @@ def fake_material(folder: Path, metrics: Metrics) -> page.Material:
     for row, f in ROWS.items():
         for name in [row, *(f"{row}.seed{k}" for k in (1, 2) if row in metrics.get("fd_effnet_seeds", {}))]:
             picture(f"samples/{f}/{name}")
-    wide = [f"denoising/{f}/{name}" for f in SWEPT for name in page.DENOISING]
+    wide = [f"denoising/{f}/{name}" for f in SWEPT for name in ("strip", "noisy", "interpolation")]
     wide += [f"energy/{f}/{n}" for f in BASED for n in ("inpainting", "denoising", f"chain_{f}", f"chain_{f}-fresh")]
-    wide += [f"fid/vae/{name}" for name in (*page.CODE_PICTURES, "neighbours")] + ["fid/ncsn/neighbours"]
+    wide += [f"fid/vae/{name}" for name in (*CODE_PICTURES, "neighbours")] + ["fid/ncsn/neighbours"]
     for name in [*wide, "progress/vae", "progress/ncsn"]:
         picture(name, 72)
     return page.Material(

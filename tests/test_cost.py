@@ -16,10 +16,9 @@ from pofx.base import machine
 from pofx.base.rng import Noise
 from pofx.models.ebm.network import EnergyConfig
 from pofx.models.family import Sampled
-from pofx.sample import drawing
+from pofx.sample import cost, drawing
 from pofx.sample.counted import counted
 from pofx.sample.rows import rows
-from pofx.score import cost
 
 CPU = torch.device("cpu")
 CONV, DEPTHWISE, LINEAR = 10 * 10 * 8 * 6 * 9, 10 * 10 * 8 * 9, 7 * 5  # multiplications
@@ -61,10 +60,10 @@ class Toy(Sampled):
 
 def test_a_network_is_counted_as_by_hand():
     model = Toy(Net(), lambda net, n: [net(n) for _ in range(3)])
-    found = cost.gflop(model, None, CPU)
+    flops = cost.gflop(model, None, CPU)
     one = 2 * (CONV + DEPTHWISE + LINEAR + ATTENTION) / 1e9
-    assert found["forward_gflop"] == pytest.approx(one, rel=1e-12)
-    assert found["sample_gflop"] == pytest.approx(3 * one, rel=1e-12)
+    assert flops["forward_gflop"] == pytest.approx(one, rel=1e-12)
+    assert flops["sample_gflop"] == pytest.approx(3 * one, rel=1e-12)
     assert not model.net._forward_hooks and not model.net._forward_pre_hooks
 
 
@@ -77,9 +76,9 @@ def test_what_is_not_the_network_counts_for_the_draw_alone():
             x = torch.randn(n, 7, requires_grad=True)
             return torch.autograd.grad(net(x).sum(), x)
 
-    found = cost.gflop(Toy(nn.Linear(7, 5), way), None, CPU)
-    assert found["forward_gflop"] == pytest.approx(2 * LINEAR / 1e9, rel=1e-12)
-    assert found["sample_gflop"] == pytest.approx(2 * (2 * LINEAR + 11 * 13) / 1e9, rel=1e-12)
+    flops = cost.gflop(Toy(nn.Linear(7, 5), way), None, CPU)
+    assert flops["forward_gflop"] == pytest.approx(2 * LINEAR / 1e9, rel=1e-12)
+    assert flops["sample_gflop"] == pytest.approx(2 * (2 * LINEAR + 11 * 13) / 1e9, rel=1e-12)
 
 
 def test_a_draw_without_the_network_has_no_forward_pass():
@@ -90,8 +89,8 @@ def test_chains_that_start_at_a_leaf_are_counted():
     module, cfg = small("ebm")
     few = EnergyConfig(channels=8, patch=4)
     cfg = dataclasses.replace(cfg, objective="contrast", chain=1, net=few)
-    found = cost.gflop(build(module, cfg).eval(), module.Sample(chain=3), CPU)
-    assert 1.9 * 3 < found["sample_gflop"] / found["forward_gflop"] < 2.1 * 3
+    flops = cost.gflop(build(module, cfg).eval(), module.Sample(chain=3), CPU)
+    assert 1.9 * 3 < flops["sample_gflop"] / flops["forward_gflop"] < 2.1 * 3
 
 
 def test_every_family_is_counted(name):
@@ -100,12 +99,12 @@ def test_every_family_is_counted(name):
     how = rows(name, defaults()["sample"][name], {})[name]
     with torch.no_grad(), counted([model.net]) as calls:
         drawing.draw(model, Noise(0, 0, 1), how)
-    found = cost.gflop(model, how, CPU)
-    assert found["forward_gflop"] > 0 and calls[0] > 0
-    inside = found["forward_gflop"] * calls[0]
+    flops = cost.gflop(model, how, CPU)
+    assert flops["forward_gflop"] > 0 and calls[0] > 0
+    inside = flops["forward_gflop"] * calls[0]
     outside = {"vqprior": 1.0001, "ebm": 1.9}.get(name, 1.0)  # the decoder; gradients
-    assert found["sample_gflop"] > 0.999 * outside * inside
-    assert found == cost.gflop(model, how, CPU), "it is a count, not a measurement"
+    assert flops["sample_gflop"] > 0.999 * outside * inside
+    assert flops == cost.gflop(model, how, CPU), "it is a count, not a measurement"
 
 
 def test_the_peak_of_a_gpu_is_that_of_its_tensors(monkeypatch):
@@ -139,8 +138,8 @@ def test_freed_memory_is_not_handed_back_to_the_kernel():
             print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     """
     source = Path(__file__).resolve().parents[1] / "src"
-    told = subprocess.check_output([sys.executable, "-c", script], text=True, env={"PYTHONPATH": str(source)})
-    assert int(told.split()[-1]) < 1000, "every tensor's pages are cleared anew"
+    faults = subprocess.check_output([sys.executable, "-c", script], text=True, env={"PYTHONPATH": str(source)})
+    assert int(faults.split()[-1]) < 1000, "every tensor's pages are cleared anew"
 
 
 def test_a_machine_is_named_with_its_threads(monkeypatch):

@@ -1,18 +1,13 @@
-"""MIG and DCI of codes that are known to be good or bad, and the picture of a trade-off."""
-
-import io
+"""MIG and DCI of codes that are known to be good or bad."""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from pofx.base.errors import UserError
 from pofx.data import sprites
 from pofx.models.family import Latent
 from pofx.score import disentanglement
 from pofx.score.batches import Batches
-from tools import tradeoff
 
 N = 1200
 CPU = torch.device("cpu")
@@ -86,41 +81,3 @@ def test_the_rotation_does_not_count(factors):
 
 def test_nothing_is_said_of_few_images(factors):
     assert score(np.zeros((9, 2)), factors[:9]) == {}
-
-
-CSV = """Experiment,rev,typ,Created,parent,mig.vae,recon_psnr.vae,recon_psnr.vqprior,params.yaml:vae.beta,src/x.py
-,workspace,baseline,,,0.1,19.0,22,1.0,58772
-,main,baseline,2026-01-01T09:38:58,,0.3,10.0,22,1.0,58772
-minim-gobs,79fce02,branch_commit,2026-01-01T09:39:03,,0.4,16,22,16,58772
-gross-line,45d3a18,branch_base,2026-01-01T09:39:00,,0.2,18,22,2,58772
-queued,45d3a19,branch_base,2026-01-01T09:39:00,,,,,4,58772
-failed,45d3a20,branch_base,2026-01-01T09:39:00,,!,!,!,8,58772
-"""
-
-
-def test_an_experiment_that_has_not_finished_is_no_point():
-    """DVC shows it with its own beta and with the metrics of the commit that it started from."""
-    rows = [",8,22.2,0.006", "Success,4,22.5,0.016", "Running,16,22.2,0.006", "Queued,32,22.2,0.006"]
-    got = tradeoff.points(io.StringIO("\n".join(["State,vae.beta,recon_psnr.vae,mig.vae", *rows])))
-    assert got["vae.beta"].tolist() == [4, 8]
-
-
-def test_points_of_the_tradeoff(tmp_path, capsys):
-    got = tradeoff.points(io.StringIO(CSV))
-    assert got.to_numpy().tolist() == [[1, 19, 0.1], [2, 18, 0.2], [16, 16, 0.4]]
-    tradeoff.main(io.StringIO(CSV), tmp_path / "plots/tradeoff.png")
-    assert "3 values of beta" in capsys.readouterr().out
-    assert 0.01 < (np.asarray(Image.open(tmp_path / "plots/tradeoff.png"))[..., 3] > 0).mean() < 0.9
-
-
-@pytest.mark.parametrize(
-    ("csv", "says"),
-    [
-        ("", "nothing to read"),
-        (CSV.replace("mig.vae", "bpd.vae"), r"has mig\.vae"),
-        ("\n".join(CSV.splitlines()[i] for i in (0, 5, 6)), "has all of"),
-    ],
-)
-def test_without_points_there_is_one_line(csv, says):
-    with pytest.raises(UserError, match=says):
-        tradeoff.points(io.StringIO(csv))

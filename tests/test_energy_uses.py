@@ -76,8 +76,8 @@ def test_auroc_counts_pairs_and_ties_by_half():
 
 def test_chance_is_the_spread_of_auroc_of_like_sets():
     rng = np.random.default_rng(1)
-    found = [energy.auroc(*rng.normal(size=(2, 50))) for _ in range(400)]
-    assert np.std(found) == pytest.approx(energy.chance(50), rel=0.12) and np.mean(found) == pytest.approx(
+    areas = [energy.auroc(*rng.normal(size=(2, 50))) for _ in range(400)]
+    assert np.std(areas) == pytest.approx(energy.chance(50), rel=0.12) and np.mean(areas) == pytest.approx(
         0.5, abs=0.01
     )
 
@@ -86,9 +86,9 @@ def test_scores_of_a_known_energy(sprites):
     """Of E = |x|^2 grey is the likeliest image of all: blends come nearer to it, noise does not."""
     images = sprites.numpy()
     sets = {"grey": np.full_like(images, 128), "ends": np.full_like(images, 255), "same": images}
-    found = energy.scores(lambda x: energy.energies(Bowl(None, (3, 32, 32)), x, Batches(50, CPU)), images, sets)
-    assert [row["auroc"] for row in found["auroc"]] == [0.0, 1.0, 0.5]
-    assert found["test_energy"] == pytest.approx(to_model(sprites).square().sum((1, 2, 3)).mean().item(), rel=1e-5)
+    scores = energy.scores(lambda x: energy.energies(Bowl(None, (3, 32, 32)), x, Batches(50, CPU)), images, sets)
+    assert [row["auroc"] for row in scores["auroc"]] == [0.0, 1.0, 0.5]
+    assert scores["test_energy"] == pytest.approx(to_model(sprites).square().sum((1, 2, 3)).mean().item(), rel=1e-5)
 
 
 def test_energies_that_are_not_finite_are_refused(sprites):
@@ -113,6 +113,15 @@ def test_outsiders_are_what_they_are_called(sprites):
     assert all(np.array_equal(sets[k], again[k]) for k in sets)
 
 
+def test_outsiders_have_the_size_of_the_data():
+    images = np.random.default_rng(0).integers(0, 256, (6, 3, 18, 26), np.uint8)
+    sets = energy.outsiders(images[:3], images[3:], "folder", 3)
+    assert "sprites" not in sets and all(x.shape == (3, 3, 18, 26) for x in sets.values())
+    moved = sets["shuffled tiles"]
+    assert np.array_equal(moved[..., 16:, :], images[:3, :, 16:]), "left over"
+    assert np.array_equal(np.sort(moved, None), np.sort(images[:3], None)) and not np.array_equal(moved, images[:3])
+
+
 def test_shuffling_moves_whole_tiles():
     side = 32 // energy.TILES
     tile = np.arange(energy.TILES**2).reshape(energy.TILES, energy.TILES).repeat(side, 0).repeat(side, 1)
@@ -129,9 +138,9 @@ def test_shuffling_moves_whole_tiles():
 
 def test_every_row_at_every_length():
     rows = {"ebm": dataclasses.replace(OWN, start="buffer"), "ebm-fresh": OWN}
-    found = energy.settings(rows, (60, 0))
-    assert [name for name, _ in found] == [{"row": r, "chain": k} for r in rows for k in (0, 60)]
-    assert [(cfg.start, cfg.chain) for _, cfg in found] == [("buffer", 0), ("buffer", 60), ("noise", 0), ("noise", 60)]
+    points = energy.settings(rows, (60, 0))
+    assert [name for name, _ in points] == [{"row": r, "chain": k} for r in rows for k in (0, 60)]
+    assert [(cfg.start, cfg.chain) for _, cfg in points] == [("buffer", 0), ("buffer", 60), ("noise", 0), ("noise", 60)]
 
 
 def test_a_strip_goes_from_the_start_to_the_sample(model):
@@ -263,23 +272,23 @@ def measured() -> dict[str, Any]:
 def test_the_stage_measures_and_draws(run):
     run()
     stage.main("ebm")
-    found = measured()
+    record = measured()
     names = {p.name for p in Path("plots/energy/ebm").iterdir()}
     assert names == {"inpainting.png", "denoising.png", "chain_ebm.png", "chain_ebm-fresh.png"}
-    assert [(r["row"], r["chain"]) for r in found["rows"]] == [
+    assert [(r["row"], r["chain"]) for r in record["rows"]] == [
         ("test images", None), ("ebm", 0), ("ebm", 3), ("ebm-fresh", 0), ("ebm-fresh", 3),
     ]  # fmt: skip
-    assert all({*found["keys"], "saturated", "energy"} <= row.keys() for row in found["rows"])
-    assert [row["nfe"] for row in found["rows"][1:]] == [0, 3, 0, 3]
-    assert found["protocol"]["test_images"] == 20 and found["protocol"]["kid_subset_size"] == 16
-    assert [r["sigma"] for r in found["restoring"]] == [0.2, 0.4]
-    assert "sprites" not in {row["set"] for row in found["auroc"]}
-    assert all(0 <= row["auroc"] <= 1 for row in found["auroc"])
+    assert all({*record["keys"], "saturated", "energy"} <= row.keys() for row in record["rows"])
+    assert [row["nfe"] for row in record["rows"][1:]] == [0, 3, 0, 3]
+    assert record["protocol"]["test_images"] == 20 and record["protocol"]["kid_subset_size"] == 16
+    assert [r["sigma"] for r in record["restoring"]] == [0.2, 0.4]
+    assert "sprites" not in {row["set"] for row in record["auroc"]}
+    assert all(0 <= row["auroc"] <= 1 for row in record["auroc"])
     stage.main("ebm")
     again = measured()
-    for row in found["rows"] + again["rows"]:
+    for row in record["rows"] + again["rows"]:
         row.pop("seconds_per_1000", None)
-    assert again == found
+    assert again == record
 
 
 def test_a_row_that_cannot_be_drawn_is_a_blank_with_its_reason(run):

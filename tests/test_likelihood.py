@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -179,51 +180,51 @@ def test_flow_dequantises_and_does_not_depend_on_the_batch():
 # --- the variational bound
 
 
-def bound(denoise, ladder, x, terms=None, batch=32, seed=1) -> tuple[float, float]:
+def bound(denoise, levels, x, terms=None, batch=32, seed=1) -> tuple[float, float]:
     """Mean over the images, and its standard error."""
-    rows = likelihood.bound(Known(denoise, ladder), x, terms, batch, seed)
+    rows = likelihood.bound(Known(denoise, levels), x, terms, batch, seed)
     return rows.mean().item(), rows.std().item() / math.sqrt(len(x))
 
 
-def clipped_posterior(ladder: np.ndarray) -> np.ndarray:
+def clipped_posterior(levels: np.ndarray) -> np.ndarray:
     """Variances of p(x_{t-1}|x_t), t = 1..T, word by word as openai/guided-diffusion computes them from beta_t."""
-    alphas_cumprod = 1 / (1 + ladder[::-1] ** 2)
+    alphas_cumprod = 1 / (1 + levels[::-1] ** 2)
     alphas_cumprod_prev = np.append(1.0, alphas_cumprod[:-1])
     betas = 1 - alphas_cumprod / alphas_cumprod_prev
     posterior_variance = betas * (1.0 - alphas_cumprod_prev) / (1.0 - alphas_cumprod)
     return np.append(posterior_variance[1], posterior_variance[1:])
 
 
-@pytest.mark.parametrize("ladder", [LINEAR, noise.preserving("cosine", 50), np.array([3.0, 0.5, 0.1])])
-def test_the_last_variance_is_that_of_the_published_codes(ladder):
-    want, beta_1 = clipped_posterior(ladder), ladder[-1] ** 2 / (1 + ladder[-1] ** 2)
-    assert likelihood.last_variance(ladder) == pytest.approx(want[0], rel=1e-9)
+@pytest.mark.parametrize("levels", [LINEAR, noise.preserving("cosine", 50), np.array([3.0, 0.5, 0.1])])
+def test_the_last_variance_is_that_of_the_published_codes(levels):
+    want, beta_1 = clipped_posterior(levels), levels[-1] ** 2 / (1 + levels[-1] ** 2)
+    assert likelihood.last_variance(levels) == pytest.approx(want[0], rel=1e-9)
     assert want[0] == pytest.approx(want[1]) and want[0] < beta_1
 
 
 def test_the_bound_ends_with_that_variance():
     """A denoiser that is off by a constant, of which the last step alone sees the variance: beta_1 costs otherwise."""
-    x, ladder, off = grey(3), np.array([0.3, 0.2, 0.1]), 0.05
-    got = likelihood.bound(Known(lambda noisy, sigma: (x - off).clamp(-1, 1), ladder), x, None, 3, 0)
-    v, kept = ladder**2, 1 / (1 + ladder[0] ** 2)
+    x, levels, off = grey(3), np.array([0.3, 0.2, 0.1]), 0.05
+    got = likelihood.bound(Known(lambda noisy, sigma: (x - off).clamp(-1, 1), levels), x, None, 3, 0)
+    v, kept = levels**2, 1 / (1 + levels[0] ** 2)
     dims = x[0].numel()
     steps = 0.5 * (1 / v[2] - 1 / v[0]) * (x - (x - off).clamp(-1, 1)).double().square().flatten(1).sum(1)
     noisy = Normal(math.sqrt(kept) * x.double(), math.sqrt(1 - kept))
     prior = kl_divergence(noisy, Normal(0.0, 1.0)).flatten(1).sum(1)
-    last = likelihood.decoder(x, (x - off).clamp(-1, 1), math.sqrt(clipped_posterior(ladder)[0])).flatten(1).sum(1)
+    last = likelihood.decoder(x, (x - off).clamp(-1, 1), math.sqrt(clipped_posterior(levels)[0])).flatten(1).sum(1)
     assert torch.allclose(got, (prior + steps - last) / (dims * math.log(2)), rtol=1e-5)
 
 
-def on_paper(ladder: np.ndarray) -> float:
+def on_paper(levels: np.ndarray) -> float:
     """The bound, in bits per dimension, of N(0, S^2) data with the exact denoiser, whose squared error is known."""
-    v = ladder**2
+    v = levels**2
     error = S**2 * v / (S**2 + v)
     steps = (0.5 * (1 / v[1:] - 1 / v[:-1]) * error[:-1]).sum()
     kept = 1 / (1 + v[0])
     prior = 0.5 * (kept * S**2 + (1 - kept) - 1 - math.log(1 - kept))
     # E -log of the bin's probability: over x0 - D ~ N(0, error), under N(0, beta~_2)
     off = torch.linspace(-8, 0, 4001, dtype=torch.float64) * math.sqrt(error[-1])  # the lower tail, which is exact
-    std = math.sqrt(clipped_posterior(ladder)[0])
+    std = math.sqrt(clipped_posterior(levels)[0])
     low, high = (torch.special.erfc(-(off + edge) / std / math.sqrt(2)) / 2 for edge in (-BIN / 2, BIN / 2))
     cost = -(high - low).log()
     weight = Normal(0.0, math.sqrt(error[-1])).log_prob(off).exp()
@@ -251,12 +252,12 @@ def test_a_useless_denoiser_has_a_finite_and_larger_bound():
 
 
 def test_the_prior_term_is_the_divergence_from_a_standard_normal():
-    """A denoiser that knows the image leaves only the two ends; a short ladder makes the first one large."""
-    x, ladder = grey(4), np.array([2.0, 0.5, 0.1])
-    got = likelihood.bound(Known(lambda noisy, sigma: x, ladder), x, None, 4, 0)
-    kept = 1 / (1 + ladder[0] ** 2)
+    """A denoiser that knows the image leaves only the two ends; a short levels makes the first one large."""
+    x, levels = grey(4), np.array([2.0, 0.5, 0.1])
+    got = likelihood.bound(Known(lambda noisy, sigma: x, levels), x, None, 4, 0)
+    kept = 1 / (1 + levels[0] ** 2)
     noisy = Normal(math.sqrt(kept) * x.double(), math.sqrt(1 - kept))
-    std = math.sqrt(clipped_posterior(ladder)[0])
+    std = math.sqrt(clipped_posterior(levels)[0])
     nats = kl_divergence(noisy, Normal(0.0, 1.0)) - likelihood.decoder(x, x, std)
     assert torch.allclose(got, nats.flatten(1).sum(1) / (x[0].numel() * math.log(2)))
     assert (nats > 0).all()
@@ -284,8 +285,8 @@ def test_weights_of_the_terms_have_expectation_one():
 
 def test_the_standard_error_is_that_of_repeated_measurements():
     """Images are independent of each other, though many share an evaluation."""
-    x, ladder = grey(1, (3, 2, 2)).expand(8, 3, 2, 2), noise.geometric(50.0, 0.05, 40)
-    runs = torch.stack([likelihood.bound(Known(gaussian(S), ladder), x, 3, 8, seed) for seed in range(200)])
+    x, levels = grey(1, (3, 2, 2)).expand(8, 3, 2, 2), noise.geometric(50.0, 0.05, 40)
+    runs = torch.stack([likelihood.bound(Known(gaussian(S), levels), x, 3, 8, seed) for seed in range(200)])
     stated = runs.std(1).square().mean().sqrt() / math.sqrt(8)
     assert runs.mean(1).std().item() == pytest.approx(stated.item(), rel=0.2)
 
@@ -386,6 +387,13 @@ def test_the_batch_decides_nothing_of_any_family(name, sprites):
     model, cfg = build(*small(name)), Likelihood(images=26, importance=3, terms=2, ode_steps=1)
     one, other = (likelihood.evaluate(model, sprites[:28].numpy(), Batches(n, CPU), cfg, 3) for n in (25, 64))
     assert one == pytest.approx(other, rel=1e-3, abs=1e-3)
+
+
+def test_the_batch_decides_nothing_of_a_replay_buffer(sprites):
+    module, cfg = small("ebm")
+    model = build(module, replace(cfg, objective="contrast", chain=2))
+    one, other = (likelihood.evaluate(model, sprites[:28].numpy(), Batches(n, CPU), CFG, 3) for n in (25, 64))
+    assert one == pytest.approx(other, rel=1e-4, abs=1e-4)
 
 
 def test_no_likelihood_is_an_honest_blank():

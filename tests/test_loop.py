@@ -186,7 +186,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_keeps_the_last_good_sta
 
 
 def test_the_energy_guard_stops_the_run(sprites, tmp_path):
-    module, cfg = small("ebm", "ebm=igebm")
+    module, cfg = small("ebm", "ebm-igebm")
     model = build(module, replace(cfg, contrast=replace(cfg.contrast, energy_limit=1e-6)))
     train = budget("ebm")
     with slot(tmp_path) as held, pytest.raises(UserError, match="stopped at 8 images: the mean energy left its bounds"):
@@ -315,7 +315,7 @@ def test_what_is_undone_does_not_depend_on_when_states_are_saved(sprites, tmp_pa
 
 def test_a_roll_back_restores_all_of_a_state(sprites, tmp_path, monkeypatch):
     """As if the rate had fallen at the row gone back to. An energy-based model has buffers that no gradient moves."""
-    cfg = small("ebm", "ebm=igebm")[1]
+    cfg = small("ebm", "ebm-igebm")[1]
     train = budget("ebm", rollbacks=1, validation=16, images=64, rows=8)
 
     class Once(Contrast):
@@ -425,6 +425,14 @@ def test_flips_mirror_about_half(sprites):
     kept = (flipped == same).flatten(1).all(1)
     assert (mirrored | kept).all()
     assert 40 < mirrored.sum() < 88
+
+
+@pytest.mark.parametrize(("share", "step"), [(0.0, None), (0.01, 1), (0.4, 2), (0.5, 2), (0.9, 4)])
+def test_a_guide_is_kept_after_its_share_of_the_images(share, step):
+    module, cfg = small("edm")
+    model = build(module, replace(cfg, guide=share))
+    assert safety.guide_step(model, Train(images=32, batch=8)) == step
+    assert safety.guide_step(build(*small("vae")), Train()) is None
 
 
 def test_learning_rate_follows_images_not_steps():

@@ -35,9 +35,9 @@ def test_classes_that_a_line_parts_are_told_apart():
 def test_shuffled_labels_leave_chance():
     features, labels = toy(600, 0.05)
     shuffled = tuple(np.random.default_rng(1).permutation(y) for y in labels)
-    found = probe.accuracy(features, shuffled, "p")
-    assert found["p_stderr"] == pytest.approx(np.sqrt(2 / 9 / 600), rel=0.1)
-    assert abs(found["p"] - 1 / 3) < 4 * found["p_stderr"]
+    score = probe.accuracy(features, shuffled, "p")
+    assert score["p_stderr"] == pytest.approx(np.sqrt(2 / 9 / 600), rel=0.1)
+    assert abs(score["p"] - 1 / 3) < 4 * score["p_stderr"]
 
 
 def test_no_test_label_is_seen():
@@ -132,10 +132,10 @@ def test_floor_is_the_model_before_training(tmp_path):
         before = torch.get_rng_state()
         random, ended = store.untrained(tmp_path / name, 3), model.state_dict()
         assert torch.equal(torch.get_rng_state(), before) and not random.training
-        found = random.state_dict()
-        assert not any(torch.equal(found[key], ended[key]) for key, _ in model.named_parameters())
+        state = random.state_dict()
+        assert not any(torch.equal(state[key], ended[key]) for key, _ in model.named_parameters())
         if not store.needs(name):
-            assert all(torch.equal(found[key], start[key]) for key in start)
+            assert all(torch.equal(state[key], start[key]) for key in start)
 
 
 def test_a_trained_encoder_differs_from_its_floor(sprites):

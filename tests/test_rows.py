@@ -1,62 +1,62 @@
 """Several rows from one trained model: how they are asked for, drawn and scored."""
 
+import copy
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import build, defaults, small
+from conftest import budget, build, defaults, small
 from ruamel.yaml import YAML
 
 from pofx.base import config, files
 from pofx.base.errors import UserError
-from pofx.models import family
+from pofx.models import store
+from pofx.sample.rows import rows
 from stages import fid, reference, sample
-from tools import compose
 
 N = 64
-WORDS = [f"sample.n={N}", "sample.vae.batch=64", "fid.kid_subsets=2", "fid.kid_subset_size=32", "likelihood.images=4",
-         "likelihood.importance=2"]  # fmt: skip
+WORDS = [f"sample.n={N}", "sample.vae.batch=64", "rows.vae={mixture: {prior: mixture}}", "fid.kid_subsets=2",
+         "fid.kid_subset_size=32", "likelihood.images=4", "likelihood.importance=2"]  # fmt: skip
 
 
-def rows(name: str, also: Any) -> dict[str, Any]:
-    tree = defaults()["sample"][name] | {"also": also}
-    return family.draws(name, config.build(family.module(name).Sample, tree, f"sample.{name}"))
+def of(name: str, more: Any) -> dict[str, Any]:
+    return rows(name, defaults()["sample"][name], more)
 
 
 def test_the_first_row_is_the_same_whatever_the_others(name):
-    alone = rows(name, {})
+    alone = of(name, {})
     assert list(alone) == [name]
-    assert rows(name, {"small": {"batch": 64}})[name] == alone[name]
+    assert of(name, {"small": {"batch": 64}})[name] == alone[name]
 
 
 def test_a_row_differs_in_what_is_said():
-    found = rows("edm", {"ddim": {"sampler": "ddim", "steps": 20}, "v2": {"rho": 3}})
-    assert list(found) == ["edm", "edm-ddim", "edm-v2"]
-    assert found["edm-ddim"] == dataclasses.replace(found["edm"], sampler="ddim", steps=20)
-    assert found["edm-v2"] == dataclasses.replace(found["edm"], rho=3.0)
+    ways = of("edm", {"ddim": {"sampler": "ddim", "steps": 20}, "v2": {"rho": 3}})
+    assert list(ways) == ["edm", "edm-ddim", "edm-v2"]
+    assert ways["edm-ddim"] == dataclasses.replace(ways["edm"], sampler="ddim", steps=20)
+    assert ways["edm-v2"] == dataclasses.replace(ways["edm"], rho=3.0)
 
 
 @pytest.mark.parametrize(
-    ("also", "message"),
+    ("more", "message"),
     [
-        ({"a-b": {"steps": 3}}, "sample.edm.also: 'a-b' cannot name a row"),
+        ({"a-b": {"steps": 3}}, "rows.edm: 'a-b' cannot name a row"),
         ({"": {"steps": 3}}, "cannot name a row"),
         ({"A": {"steps": 3}}, "cannot name a row"),
-        ({"a": None}, "sample.edm.also.a = None should say what differs"),
+        ({"a": None}, "rows.edm.a = None should say what differs"),
         ({"a": {}}, "should say what differs"),
-        ({"a": {"also": {}}}, "should say what differs"),
-        ({"a": {"step": 3}}, "unknown key 'step' in sample.edm.also.a: did you mean steps"),
-        ({"a": {"steps": "x"}}, "sample.edm.also.a.steps = 'x' is str"),
-        ({"a": {"steps": 1}}, "sample.edm.also.a.steps = 1 should lie"),
-        ([], "sample.edm.also = [] is list, should be dict"),
+        ({"a": {"step": 3}}, "unknown key 'step' in rows.edm.a: did you mean steps"),
+        ({"a": {"steps": "x"}}, "rows.edm.a.steps = 'x' is str"),
+        ({"a": {"steps": 1}}, "rows.edm.a.steps = 1 should"),
+        ([], "rows.edm = [] should be a mapping"),
     ],
 )
-def test_errors_are_one_line(also, message):
+def test_errors_are_one_line(more, message):
     with pytest.raises(UserError) as error:
-        rows("edm", also)
+        of("edm", more)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -64,11 +64,12 @@ def test_errors_are_one_line(also, message):
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sprites):
     """A folder with all that sample@vae and fid@vae need; what it holds writes params.yaml."""
     monkeypatch.chdir(tmp_path)
-    module, cfg = small("vae")
-    model = build(module, cfg)
+    for stage in (sample, fid):
+        monkeypatch.setattr(stage, "RUNS", tmp_path / "runs")
+    model = build(*small("vae"))
     with torch.no_grad():
         model.mixture.means += 1  # as if fitted
-    family.save_model(Path("models/vae"), "vae", cfg, model, {})
+    store.save(Path("models/vae"), "vae", model, dataclasses.asdict(budget("vae")), {})
     for split in ("train", "test"):
         files.write_npy(Path(f"data/{split}.npy"), sprites[:N].numpy())
     labels = np.arange(N) % 3  # that mean nothing
@@ -76,17 +77,23 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sprites):
     for i, split in enumerate(("train", "test")):
         files.write_npy(Path(f"features/{split}.npy"), np.random.default_rng(i).random((N, 1280), np.float32))
 
-    def parameters(*words: str) -> dict[str, Any]:
-        Path("params.yaml").write_text(compose.text([*WORDS, *words]))
+    def parameters(*words: str) -> None:
+        tree = copy.deepcopy(defaults())
+        for word in [*WORDS, *words]:
+            key, _, text = word.partition("=")
+            node, (*parents, last) = tree, key.split(".")
+            for parent in parents:
+                node = node[parent]
+            node[last] = YAML(typ="safe").load(text)
+        Path("params.yaml").write_text(json.dumps(tree))  # which is YAML too
         config.params.cache_clear()
-        return YAML(typ="safe").load(Path("params.yaml").read_text())
 
     yield parameters
     config.params.cache_clear()
 
 
 def test_rows_are_drawn_and_scored_one_by_one(run):
-    run("~sample.vae.also.mixture")
+    run("rows.vae={}")
     sample.main("vae")
     fid.main("vae")
     alone, scored = np.load("samples/vae/vae.npy"), files.read_json(Path("metrics/fid/vae.json"))
@@ -102,7 +109,7 @@ def test_rows_are_drawn_and_scored_one_by_one(run):
     further = {key: found["vae-mixture"] for key, found in both.items() if "vae-mixture" in found}
     distances = {f"{key}{kind}" for key in ("fd", "kid") for kind in ("_effnet", "_test_effnet")}
     distances |= {"kid_effnet_std", "kid_test_effnet_std", "precision", "recall", "density", "coverage"}
-    samples = {"nearest_ratio", "copied", "duplicates", "colour_shift", "saturated", "sample_gflop", "forward_gflop"}
+    samples = {"nearest_ratio", "copied", "duplicates", "colour_shift", "saturated"}
     assert set(further) == distances | samples | {"protocol", "config"}, "too few to extrapolate"
     assert further["fd_effnet"] != scored["fd_effnet"]["vae"]
     assert further["config"]["sample.vae"] == {"batch": 64, "prior": "mixture"}
@@ -125,15 +132,15 @@ def test_further_draws_leave_the_first_alone(run):
     fid.main("vae")
     stems = ["vae", "vae-mixture", "vae-mixture.seed1", "vae-mixture.seed2", "vae.seed1", "vae.seed2"]
     for folder, kind in (("samples", "npy"), ("plots/samples", "png")):
-        assert sorted(p.name for p in Path(folder, "vae").iterdir()) == sorted(f"{stem}.{kind}" for stem in stems)
+        assert sorted(p.stem for p in Path(folder, "vae").glob(f"*.{kind}")) == stems
     drawn = {stem: np.load(f"samples/vae/{stem}.npy") for stem in stems}
     assert np.array_equal(drawn["vae"], alone)
     assert len({images.tobytes() for images in drawn.values()}) == len(stems)
     found = files.read_json(Path("metrics/fid/vae.json"))
     lists = {key: found.pop(f"{key}_seeds") for key in ("fd_effnet", "kid_effnet")}
-    for key, rows in lists.items():
-        assert list(rows) == ["vae", "vae-mixture"] and all(len(set(values)) == 3 for values in rows.values())
-        assert all(values[0] == once[key][row] for row, values in rows.items())
+    for key, draws in lists.items():
+        assert list(draws) == ["vae", "vae-mixture"] and all(len(set(values)) == 3 for values in draws.values())
+        assert all(values[0] == once[key][row] for row, values in draws.items())
     assert [told.pop("seeds") for told in found["protocol"].values()] == [3, 3]
     assert [told.pop("seeds") for told in once["protocol"].values()] == [1, 1]
     assert found == once, "all else is measured of the first draw"
@@ -146,10 +153,9 @@ def test_floor_and_gaussians_are_drawn_again_too(run, sprites):
     reference.main()
     found = files.read_json(Path("metrics/reference.json"))
     for key in ("fd_effnet", "kid_effnet"):
-        assert list(rows := found[f"{key}_seeds"]) == ["floor", "pixel_gaussian"], (
-            "64 images are too few for the others"
-        )
-        assert all(len(set(values)) == 2 and values[0] == found[key][row] for row, values in rows.items())
+        draws = found[f"{key}_seeds"]
+        assert list(draws) == ["floor", "pixel_gaussian"], "64 images are too few for the others"
+        assert all(len(set(values)) == 2 and values[0] == found[key][row] for row, values in draws.items())
     assert found["protocol"]["floor"]["seeds"] == found["protocol"]["pixel_gaussian"]["seeds"] == 2
 
     run(*words, f"sample.n={N}")  # no other test images are left
@@ -159,12 +165,13 @@ def test_floor_and_gaussians_are_drawn_again_too(run, sprites):
 
 
 def test_a_row_is_drawn_once_or_more(run):
+    run("sample.seeds=0")
     with pytest.raises(UserError, match=r"sample\.seeds = 0 should be 1 or more"):
-        run("sample.seeds=0")
+        sample.main("vae")
 
 
 def test_every_row_is_checked_before_any_is_drawn(run):
-    run("+sample.vae.also.odd.batch=65")
+    run("rows.vae={odd: {batch: 65}}")
     with pytest.raises(UserError, match="multiple of 64"):
         sample.main("vae")
     assert not Path("samples").exists()

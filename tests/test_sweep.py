@@ -190,7 +190,7 @@ def test_distances_stand_in_the_rows_that_were_drawn():
     [
         ({"n": 1}, "sweep.n = 1 "),
         ({"samplers": ["ddmi"]}, "sweep.samplers names 'ddmi'"),
-        ({"steps": [5, 1]}, "sweep.steps = "),
+        ({"steps": [5, 1]}, r"sweep.steps\[1\] = 1 "),
         ({"step": [5]}, "did you mean steps"),
     ],
 )

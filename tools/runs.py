@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from ruamel.yaml import YAML
 
 from pofx.base import files
-from pofx.report import charts, metrics, notices, page, plots, tables
+from pofx.report import charts, metrics, page, plots, tables
 from pofx.report.metrics import FLOOR
 from pofx.report.text import BLANK, text
 
@@ -62,15 +62,14 @@ class Run:
         named = re.search(SCALES, self.card["made"])
         return named[1] if named else "unknown"
 
-    def further(self) -> dict[str, tuple[list[tables.Cells], str]]:
-        """Tables beside the leaderboard, those that this run has: heading -> cells, what is said of them."""
+    def further(self) -> dict[str, list[tables.Cells]]:
+        """Tables beside the leaderboard: heading -> cells, none where nothing was measured."""
         order = [row for row in self.board.index if row in metrics.rows(self.models, self.metrics)]
-        found = {
-            "Beyond the distance": (tables.beyond(order, self.metrics), notices.beyond_notice(self.metrics)),
-            "Codes and reconstructions": (tables.codes(order, self.metrics), ""),
-            "Energy": (tables.scores(self.energies), notices.scores_notice(self.energies)),
+        return {
+            "Beyond the distance": tables.beyond(order, self.metrics),
+            "Codes and reconstructions": tables.codes(order, self.metrics),
+            "Energy": tables.scores(self.energies),
         }
-        return {heading: part for heading, part in found.items() if part[0]}
 
 
 def models(parameters: str) -> tuple[str, ...]:

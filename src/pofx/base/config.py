@@ -65,11 +65,6 @@ def section(key: str, cls: type[T], path: str = "params.yaml") -> T:
     return build(cls, untrained(tree) if key in family_names() else tree, key)
 
 
-def untracked(key: str, cls: type[T], path: str = "params.yaml") -> T:
-    """`section`, for what decides nothing that the stage outputs: DVC need not track it, a change reruns nothing."""
-    return section(key, cls, path)
-
-
 def untrained(tree: Any) -> Any:
     """A family's section without its `train`."""
     return {k: v for k, v in tree.items() if k != "train"} if isinstance(tree, dict) else tree

@@ -1,11 +1,29 @@
 """Where numbers come from: which code, when, on what."""
 
 import datetime
+import hashlib
 import platform
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def code_hash(*folders: str) -> str:
+    """Hash of the source of every module of this project that the process has imported, its main included.
+
+    Args:
+        folders: only modules in these folders of the repository count; by default all of them.
+    """
+    roots = [REPOSITORY / folder for folder in folders or ("src", "stages")]
+    found = {Path(f).resolve() for m in list(sys.modules.values()) if (f := getattr(m, "__file__", None))}
+    h = hashlib.sha256()
+    for path in sorted(path for path in found if any(path.is_relative_to(root) for root in roots)):
+        h.update(str(path.relative_to(REPOSITORY)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return h.hexdigest()
 
 
 def revision(root: Path) -> tuple[str, bool | None]:

@@ -1,7 +1,7 @@
-"""The report's tables. A cell is what is shown, and what is sorted by."""
+"""The report's tables. A cell is what is shown, and what is sorted by: blanks last."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,7 +10,8 @@ from pofx.report.metrics import FLOOR, LINES, Metrics, distance_keys, lines, row
 from pofx.report.text import BLANK, between, clock, count, mean, share, text
 from pofx.score.distances import named
 
-Cells = dict[str, tuple[str, Any]]  # column -> what is shown, and what is sorted by
+Cell = tuple[str, Any]
+Cells = dict[str, Cell]  # by column
 COLUMNS = (  # of the leaderboard, after distances and bits/dim: heading, metric, format
     ("test loss", "test_loss", text),
     ("parameters", "parameters", count),
@@ -26,6 +27,7 @@ COLUMNS = (  # of the leaderboard, after distances and bits/dim: heading, metric
 )
 LEADING = ("test loss", "training", "s per 1,000 samples", "NFE")  # of these, on top of the page
 MANIFOLD = ("precision", "recall", "density", "coverage")
+NAMES = {"floor": FLOOR} | LINES
 
 
 def leaderboard(models: tuple[str, ...], metrics: Metrics) -> pd.DataFrame:
@@ -33,27 +35,26 @@ def leaderboard(models: tuple[str, ...], metrics: Metrics) -> pd.DataFrame:
     number for are left out."""
     fd, kid, spread = distance_keys(metrics)
     fixed = ["floor", *lines(metrics)]
-    found, drawn = table(models, metrics, fixed[1:]), seeds(metrics, fd)
-    found = pd.concat([found.loc[fixed], found.drop(index=fixed).sort_values(fd)])
-    found = found.reindex(columns=[*found.columns, *({"bpd", "bpd_stderr"} - set(found.columns))])
-    means = zip(found.index, found[fd], found[f"{fd}_spread"], strict=True)
+    values, drawn = table(models, metrics, fixed[1:]), seeds(metrics, fd)
+    values = pd.concat([values.loc[fixed], values.drop(index=fixed).sort_values(fd)])
+    values = values.reindex(columns=dict.fromkeys([*values.columns, "bpd", "bpd_stderr"]))
+    means = zip(values.index, values[fd], values[f"{fd}_spread"], strict=True)
     return pd.DataFrame(
         {
-            "model": found.index.map(lambda name: ({"floor": FLOOR} | LINES).get(name, name)),
+            "model": values.index.map(lambda name: NAMES.get(name, name)),
             fd: [mean(value, std, len(drawn.get(row, ()))) for row, value, std in means],
-            kid: [between(*pair) for pair in zip(found[kid], found[spread], strict=True)],
-            "bits/dim": [between(*pair) for pair in zip(found["bpd"], found["bpd_stderr"], strict=True)],
-            **{heading: found[key].map(form) for heading, key, form in COLUMNS if key in found},
-            "trained on": found["device"].fillna(""),
+            kid: list(map(between, values[kid], values[spread])),
+            "bits/dim": list(map(between, values["bpd"], values["bpd_stderr"])),
+            **{heading: values[key].map(form) for heading, key, form in COLUMNS if key in values},
+            "trained on": values["device"].fillna(""),
         },
-        index=found.index,
+        index=values.index,
     )
 
 
 def leading(models: tuple[str, ...], metrics: Metrics) -> list[Cells]:
     """The columns of the leaderboard that a page has room for."""
-    keys = distance_keys(metrics)[:2]
-    return _picked(models, metrics, [*keys, "bits/dim", *LEADING])
+    return _picked(models, metrics, [*distance_keys(metrics)[:2], "bits/dim", *LEADING])
 
 
 def costs(models: tuple[str, ...], metrics: Metrics) -> list[Cells]:
@@ -63,32 +64,30 @@ def costs(models: tuple[str, ...], metrics: Metrics) -> list[Cells]:
 
 
 def _picked(models: tuple[str, ...], metrics: Metrics, columns: Sequence[str]) -> list[Cells]:
-    board, found = leaderboard(models, metrics), table(models, metrics, lines(metrics))
+    board, values = leaderboard(models, metrics), table(models, metrics, lines(metrics))
     keys = {"bits/dim": "bpd"} | {heading: key for heading, key, _ in COLUMNS}
 
-    def cell(name: str, column: str) -> tuple[str, Any]:
-        shown, key = board.at[name, column], keys.get(column, column)
-        return shown, shown if column == "trained on" else found.at[name, key] if key in found else math.nan
+    def cell(name: str, column: str) -> Cell:
+        if column == "trained on":
+            return _word(board.at[name, column])
+        return board.at[name, column], _last(values.get(keys.get(column, column), {}).get(name, math.nan))
 
-    return [
-        _blanks_last({"model": (board.at[name, "model"], name)} | {c: cell(name, c) for c in columns if c in board})
-        for name in board.index
-    ]
+    shown = [column for column in columns if column in board]
+    return [{"model": (board.at[name, "model"], name)} | {c: cell(name, c) for c in shown} for name in board.index]
 
 
 def sampled(models: tuple[str, ...], metrics: Metrics) -> list[Cells]:
     """Both distances with every sampling seed, their means and standard deviations; nothing where one was drawn."""
-    found = []
+    out, owners = [], rows(models, metrics)
     for key in distance_keys(metrics)[:2]:
-        drawn = seeds(metrics, key)
-        for row in (row for row in drawn if row in ("floor", *LINES) or row in rows(models, metrics)):
-            values = pd.Series(drawn[row])
-            name = ({"floor": FLOOR} | LINES).get(row, row)
-            cells = {"model": (name, name), "distance": (key, key)}
-            cells |= {f"seed {k}": (text(value), value) for k, value in enumerate(values)}
-            cells |= {"mean": (text(values.mean()), values.mean())}
-            found.append(cells | {"standard deviation": (text(values.std()), values.std())})
-    return found
+        for row, draws in seeds(metrics, key).items():
+            if row in NAMES or row in owners:
+                values = pd.Series(draws)
+                columns = {f"seed {k}": value for k, value in enumerate(draws)}
+                columns |= {"mean": values.mean(), "standard deviation": values.std()}
+                words = {"model": _word(NAMES.get(row, row)), "distance": _word(key)}
+                out.append(words | {name: _number(value) for name, value in columns.items()})
+    return out
 
 
 def brief(models: tuple[str, ...], metrics: Metrics) -> str:
@@ -100,160 +99,171 @@ def brief(models: tuple[str, ...], metrics: Metrics) -> str:
 
 
 def probes(models: Sequence[str], metrics: Metrics) -> list[Cells]:
-    """How well a linear classifier tells classes from the features of each family, and from those of the same network
+    """How well a linear classifier separates classes by the features of each family, and by those of the same network
     untrained; nothing where no run was made of it."""
-
-    def cells(f: str) -> Cells:
-        found = {"features of": (f, f)}
-        for column, key in {"test accuracy": "linear_probe", "untrained": "linear_probe_random"}.items():
-            value, error = (float(metrics.get(k, {}).get(f, math.nan)) for k in (key, f"{key}_stderr"))
-            found[column] = share(value) + f" ± {share(error)}" * (error == error), value
-        told = metrics["protocol"].get(f, {})
-        for column, key in {"features": "probe_features", "training images": "probe_train"}.items():
-            found[column] = f"{told[key]:,}" if key in told else BLANK, told.get(key, math.nan)
-        return _blanks_last(found | {"taken from": (told.get("probe_layer", BLANK),) * 2})
-
-    return [cells(f) for f in ("pixels", *models) if f in metrics.get("linear_probe", {})]
+    out = []
+    for f in ("pixels", *models):
+        if f in metrics.get("linear_probe", {}):
+            cells = {"features of": _word(f)}
+            for column, key in {"test accuracy": "linear_probe", "untrained": "linear_probe_random"}.items():
+                value, error = _of(metrics, key, f), _of(metrics, f"{key}_stderr", f)
+                spread = "" if math.isnan(error) else f" ± {share(error)}"
+                cells[column] = share(value) + spread, _last(value)
+            protocol = metrics["protocol"].get(f, {})
+            for column, key in {"features": "probe_features", "training images": "probe_train"}.items():
+                cells[column] = _number(protocol.get(key, math.nan), "{:,.0f}".format)
+            out.append(cells | {"taken from": _word(protocol.get("probe_layer", BLANK))})
+    return out
 
 
 def beyond(models: Sequence[str], metrics: Metrics) -> list[Cells]:
-    """What one distance to the reference does not tell: column -> what is shown, and what is sorted by. Floors and
-    baselines first, then a row for each of `models`; nothing where a run has measured none of it."""
+    """What one distance to the reference leaves out. Floors and baselines first, then a row for each of `models`;
+    nothing where a run has measured none of it."""
     fd, kid, spread = distance_keys(metrics)
-    names = {"floor": FLOOR, **{name: LINES[name] for name in lines(metrics)}, **{f: f for f in models}}
+    inf, fd_test, kid_test, spread_test = named(fd, "inf"), named(fd, "test"), named(kid, "test"), named(spread, "test")
 
     def cells(f: str) -> Cells:
-        def known(key: str) -> float:
-            return float(metrics.get(key, {}).get(f, math.nan))
+        shifts = metrics.get("colour_shift", {}).get(f, [])
+        worst = max(map(abs, shifts), default=math.inf)
+        return {
+            "model": (NAMES.get(f, f), f),
+            inf: _measured(metrics, inf, f, f"{inf}_stderr"),
+            fd_test: _measured(metrics, fd_test, f),
+            kid_test: _measured(metrics, kid_test, f, spread_test),
+            **{key: _measured(metrics, key, f) for key in (*MANIFOLD, "nearest_ratio")},
+            **{key: _number(_of(metrics, key, f), share) for key in ("copied", "duplicates")},
+            "colour_shift": (", ".join(f"{z:+.1f}" for z in shifts) or BLANK, worst),
+            "saturated": _number(_of(metrics, "saturated", f), share),
+        }
 
-        def spreading(key: str, error: str) -> tuple[str, float]:
-            return between(known(key), known(error)), known(key)
-
-        inf, shifts = named(fd, "inf"), metrics.get("colour_shift", {}).get(f, [])
-        limit, kernel = spreading(inf, f"{inf}_stderr"), spreading(named(kid, "test"), named(spread, "test"))
-        plain = {key: (text(value := known(key)), value) for key in (named(fd, "test"), *MANIFOLD, "nearest_ratio")}
-        shares = {key: known(key) for key in ("copied", "duplicates", "saturated")}
-        told = {key: (share(value), value) for key, value in shares.items()}
-        colour = ", ".join(f"{z:+.1f}" for z in shifts) or BLANK, max(map(abs, shifts), default=math.nan)
-        found = {inf: limit, named(kid, "test"): kernel, **plain, **told, "colour_shift": colour}
-        order = (inf, named(fd, "test"), named(kid, "test"), *MANIFOLD, "nearest_ratio", "copied", "duplicates")
-        return {key: found[key] for key in (*order, "colour_shift", "saturated")}
-
-    found = {f: cells(f) for f in names}
-    if all(value != value for row in found.values() for _, value in row.values()):
-        return []
-    return [_blanks_last({"model": (names[f], f), **row}) for f, row in found.items()]
+    found = [cells(f) for f in ("floor", *lines(metrics), *models)]
+    return found if any(map(_any_number, found)) else []
 
 
 def points(sweeps: dict[str, dict[str, Any]]) -> list[Cells]:
-    """Every point of the sweeps, one after the other: column -> what is shown, and what is sorted by."""
-    found, none = [], math.nan
+    """Every point of the sweeps, one after the other."""
+    out = []
     for f, sweep in sweeps.items():
         fd, kid, spread = sweep["keys"]
         for row in sweep["rows"]:
-            seconds, distance, kernel = (row.get(key, none) for key in ("seconds_per_1000", fd, kid))
-            sampler, steps = row["sampler"] + " (own)" * row["own"], row["steps"]
-            cells = {
-                "model": (f, f),
-                "sampler": (sampler, sampler),
-                "levels": ("all", math.inf) if steps is None else (f"{steps:,}", steps),
-                "last denoising": ("yes", 1) if row["denoise"] else ("no", 0),
-                "NFE": (text(row.get("nfe", none)), row.get("nfe", none)),
-                "s per 1,000": (text(seconds), seconds),
-                kid: (between(kernel, row.get(spread, none)), kernel),
-                f"{fd}, N = {sweep['n']:,}": (text(distance), distance),
-                "refused": (row.get("refused", ""),) * 2,
-            }
-            found.append(_blanks_last(cells))
-    return found
+            steps = row["steps"]
+            out.append(
+                {
+                    "model": _word(f),
+                    "sampler": _word(f"{row['sampler']} (own)" if row["own"] else row["sampler"]),
+                    "levels": ("all", math.inf) if steps is None else (f"{steps:,}", steps),
+                    "last denoising": ("yes", 1) if row["denoise"] else ("no", 0),
+                    "NFE": _number(row.get("nfe", math.nan)),
+                    "s per 1,000": _number(row.get("seconds_per_1000", math.nan)),
+                    kid: _spread(row.get(kid, math.nan), row.get(spread, math.nan)),
+                    f"{fd}, N = {sweep['n']:,}": _number(row.get(fd, math.nan)),
+                    "refused": _word(row.get("refused", "")),
+                }
+            )
+    return out
 
 
 def scores(energies: dict[str, dict[str, Any]]) -> list[Cells]:
-    """How well energies tell test images from others: a row a model, column -> what is shown, and what is sorted by."""
-    sets = dict.fromkeys(row["set"] for found in energies.values() for row in found["auroc"])
-    rows = []
-    for f, found in energies.items():
-        known = {row["set"]: row["auroc"] for row in found["auroc"]}
-        cells = {name: known.get(name, math.nan) for name in sets}
-        shown = {name: (f"{value:.3f}" if value == value else BLANK, value) for name, value in cells.items()}
-        rows.append(_blanks_last({"model": (f, f), **shown}))
-    return rows
+    """AUROC of the energies, test images against others: a row a model."""
+    aurocs = {f: {row["set"]: row["auroc"] for row in tree["auroc"]} for f, tree in energies.items()}
+    sets = dict.fromkeys(name for known in aurocs.values() for name in known)
+    return [
+        {"model": _word(f)} | {name: _number(values.get(name, math.nan), "{:.3f}".format) for name in sets}
+        for f, values in aurocs.items()
+    ]
 
 
 def chains(energies: dict[str, dict[str, Any]]) -> list[Cells]:
-    """Every row at every number of Langevin steps: column -> what is shown, and what is sorted by."""
-    found, none = [], math.nan
+    """Every row at every number of Langevin steps."""
+    out = []
     for f, tree in energies.items():
         fd, kid, spread = tree["keys"]
         for row in tree["rows"]:
-            name = row["row"] if row["chain"] is not None else f"test images ({f})"
-            chain = none if row["chain"] is None else row["chain"]
-            distance, kernel, part, seconds = (row.get(k, none) for k in (fd, kid, "saturated", "seconds_per_1000"))
-            energy = (row.get("energy", none) - tree["test_energy"]) / (tree["test_std"] or 1)
-            cells = {
-                "row": (name, name),
-                "Langevin steps": (BLANK if chain != chain else f"{chain:,}", chain),
-                kid: (between(kernel, row.get(spread, none)), kernel),
-                f"{fd}, N = {tree['n']:,}": (text(distance), distance),
-                "saturated": (share(part, 2), part),
-                "energy": (BLANK if energy != energy else f"{energy:+.2f}", energy),
-                "s per 1,000": (text(seconds), seconds),
-                "refused": (row.get("refused", ""),) * 2,
-            }
-            found.append(_blanks_last(cells))
-    return found
+            steps = math.nan if row["chain"] is None else row["chain"]
+            energy = (row.get("energy", math.nan) - tree["test_energy"]) / (tree["test_std"] or 1)
+            out.append(
+                {
+                    "row": _word(f"test images ({f})" if row["chain"] is None else row["row"]),
+                    "Langevin steps": _number(steps, "{:,}".format),
+                    kid: _spread(row.get(kid, math.nan), row.get(spread, math.nan)),
+                    f"{fd}, N = {tree['n']:,}": _number(row.get(fd, math.nan)),
+                    "saturated": _number(row.get("saturated", math.nan), lambda value: share(value, 2)),
+                    "energy": _number(energy, "{:+.2f}".format),
+                    "s per 1,000": _number(row.get("seconds_per_1000", math.nan)),
+                    "refused": _word(row.get("refused", "")),
+                }
+            )
+    return out
 
 
 def codes(models: Sequence[str], metrics: Metrics) -> list[Cells]:
-    """What is known of codes and of the images that come back from them: column -> what is shown, and what is sorted
-    by. A row for each of `models` that has a code, below what test images themselves score."""
+    """What was measured of codes and of the images that come back from them. A row for each of `models` that has a
+    code, below what test images themselves score."""
     fd = distance_keys(metrics)[0]
     again = f"recon_{fd}"
 
     def cells(f: str) -> Cells:
-        def known(key: str) -> float:
-            return float(metrics.get(key, {}).get(f, math.nan))
-
-        def plain(key: str, whole: int | None = None) -> tuple[str, float]:
-            value = known(key)
-            return text(value) + f" of {whole}" * (whole is not None and value == value), value
-
-        weighted, used = known("bpd_iw"), known("codes_used")
         return {
-            "weighted bits/dim": (between(weighted, known("bpd_iw_stderr")), weighted),
-            "of pixels": plain("bpd_decoder"),
-            "of codes": plain("bpd_prior"),
-            again: plain(again),
-            "PSNR, dB": plain("recon_psnr"),
-            "SSIM": plain("recon_ssim"),
-            "sharpness": plain("recon_sharpness"),
-            "active units": plain("active_units", _setting(metrics, f, "latent")),
-            "perplexity": plain("perplexity", _setting(metrics, f, "codes")),
-            "codes used": (share(used), used),
-            "MIG": plain("mig"),
-            "DCI disentanglement": plain("dci_disentanglement"),
+            "model": (NAMES.get(f, f), f),
+            "weighted bits/dim": _measured(metrics, "bpd_iw", f, "bpd_iw_stderr"),
+            "of pixels": _measured(metrics, "bpd_decoder", f),
+            "of codes": _measured(metrics, "bpd_prior", f),
+            again: _measured(metrics, again, f),
+            "PSNR, dB": _measured(metrics, "recon_psnr", f),
+            "SSIM": _measured(metrics, "recon_ssim", f),
+            "sharpness": _measured(metrics, "recon_sharpness", f),
+            "active units": _number(_of(metrics, "active_units", f), _out_of(_setting(metrics, f, "latent"))),
+            "perplexity": _number(_of(metrics, "perplexity", f), _out_of(_setting(metrics, f, "codes"))),
+            "codes used": _number(_of(metrics, "codes_used", f), share),
+            "MIG": _measured(metrics, "mig", f),
+            "DCI disentanglement": _measured(metrics, "dci_disentanglement", f),
         }
 
-    coded = {f: cells(f) for f in models}
-    coded = {f: row for f, row in coded.items() if any(value == value for _, value in row.values())}
-    if any(row[again][1] == row[again][1] for row in coded.values()):
-        floor = metrics[fd]["floor"]
-        coded = {FLOOR: cells("floor") | {again: (text(floor), floor)}} | coded
-    return [_blanks_last({"model": (f, f), **row}) for f, row in coded.items()]
+    coded = [row for row in map(cells, models) if _any_number(row)]
+    if any(row[again][1] != math.inf for row in coded):
+        coded = [cells("floor") | {again: _number(metrics[fd]["floor"])}, *coded]
+    return coded
 
 
-def shown(rows: list[Cells]) -> pd.DataFrame:
-    """The cells of `beyond`, `points`, `codes`, `scores` or `chains`."""
-    return pd.DataFrame([{column: cell for column, (cell, _) in row.items()} for row in rows])
+def markdown(cells: list[Cells]) -> str:
+    """What is shown of a table."""
+    frame = pd.DataFrame([{column: cell for column, (cell, _) in row.items()} for row in cells])
+    return frame.to_markdown(index=False, disable_numparse=True)
 
 
-def markdown(rows: list[Cells]) -> str:
-    """The same in Markdown."""
-    return shown(rows).to_markdown(index=False, disable_numparse=True)
+def _of(metrics: Metrics, key: str, row: str) -> float:
+    return float(metrics.get(key, {}).get(row, math.nan))
 
 
-def _blanks_last(row: Cells) -> Cells:
-    return {column: (cell, math.inf if value != value else value) for column, (cell, value) in row.items()}
+def _measured(metrics: Metrics, key: str, row: str, error: str = "") -> Cell:
+    """A metric of a row, with its error if there is a key for that."""
+    value = _of(metrics, key, row)
+    return _spread(value, _of(metrics, error, row)) if error else _number(value)
+
+
+def _number(value: float | int, form: Callable[..., str] = text) -> Cell:
+    return (BLANK, math.inf) if math.isnan(value) else (form(value), value)
+
+
+def _spread(value: float, error: float) -> Cell:
+    return between(value, error), _last(value)
+
+
+def _word(word: str) -> Cell:
+    return word, word
+
+
+def _last(value: float | int) -> float | int:
+    return math.inf if math.isnan(value) else value
+
+
+def _any_number(cells: Cells) -> bool:
+    """Whether any column but the first holds one."""
+    return any(shown != BLANK for shown, _ in list(cells.values())[1:])
+
+
+def _out_of(whole: int | None) -> Callable[[float], str]:
+    return text if whole is None else lambda value: f"{text(value)} of {whole}"
 
 
 def _setting(metrics: Metrics, f: str, key: str) -> int | None:

@@ -47,17 +47,17 @@ class Gaussians:
 
     def bits(self, test: UInt8[np.ndarray, "m *shape"]) -> dict[str, tuple[float, float]]:
         """Mean bits per dimension of all test images and the standard error of that mean, for each with a density."""
-        d, found = len(self.mean), {}
+        d, bits = len(self.mean), {}
         if "gaussian" not in self.refused:
             inverse = scipy.linalg.solve_triangular(self.factor, np.eye(d), lower=True)  # S^-1 = inverse' inverse
             far = [np.square((x - self.mean) @ inverse.T).sum(1) for x in _chunks(test)]
-            found["gaussian"] = _bits(far, np.square(inverse).sum(), np.log(self.factor.diagonal()).sum(), d)
+            bits["gaussian"] = _bits(far, np.square(inverse).sum(), np.log(self.factor.diagonal()).sum(), d)
         far = [np.square((x - self.mean) / self.std).sum(1) for x in _chunks(test)]
-        return found | {"pixel_gaussian": _bits(far, np.sum(self.std**-2.0), np.log(self.std).sum(), d)}
+        return bits | {"pixel_gaussian": _bits(far, np.sum(self.std**-2.0), np.log(self.std).sum(), d)}
 
     def draw(self, n: int, seed: int, only: str | None = None) -> dict[str, UInt8[np.ndarray, "n *shape"]]:
         """n images of each that was not refused, or of `only` one of them, all from the same seed."""
-        d, found = len(self.mean), {}
+        d, drawn = len(self.mean), {}
         ways = {
             "gaussian": (d, lambda z: z @ self.factor.T),
             "pixel_gaussian": (d, lambda z: z * self.std),
@@ -71,8 +71,8 @@ class Gaussians:
             for start in range(0, n, CHUNK):
                 part = images[start : start + CHUNK]
                 part[:] = (self.mean + spread(rng.normal(size=(len(part), size)))).round().clip(0, 255)
-            found[name] = images.reshape(n, *self.shape)
-        return found
+            drawn[name] = images.reshape(n, *self.shape)
+        return drawn
 
 
 def moments(images: UInt8[np.ndarray, "n *shape"]) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, "d d"]]:

@@ -1,4 +1,4 @@
-"""Does each unit of a Gaussian code stand for one true factor of variation? MIG and DCI, on a data set that knows them.
+"""Does each unit of a Gaussian code stand for one true factor of variation? MIG and DCI, on a data set that has them.
 
 All factors are taken as classes: whole numbers as they are, the others in equal bins, which suits those that are angles
 (on sprites hue, background and slope): where the circle is cut does not matter. No code of one unit can follow a circle

@@ -19,7 +19,7 @@ from torch import Tensor
 from pofx.base.errors import UserError
 from pofx.base.images import to_model, to_uint8
 from pofx.base.rng import Noise
-from pofx.data.sprites import generate
+from pofx.data.sprites import SIDE, generate
 from pofx.models.family import EnergyBased
 from pofx.sample.settings import Setting
 from pofx.score.batches import Batches
@@ -50,11 +50,12 @@ def outsiders(test: Images, train: UInt8[np.ndarray, "m 3 h w"], data: str, seed
     """Sets of len(test) images to compare with `test`: training images, and outliers, from far to near.
 
     Args:
-        data: name of the data set; sprites stand among the others unless they are the data.
+        data: name of the data set; sprites stand among the others unless they are the data, or of another size.
     """
     rng, n = np.random.default_rng(seed), len(test)
-    colours = rng.integers(0, 256, (*test.shape[:2], 1, 1), np.uint8)
-    other = {} if data == "sprites" else {"sprites": generate(n, seed)[0]}
+    colours, other = rng.integers(0, 256, (*test.shape[:2], 1, 1), np.uint8), {}
+    if data != "sprites" and test.shape[2:] == (SIDE, SIDE):
+        other["sprites"] = generate(n, seed)[0]
     return {
         "training": train[:n],  # AUROC 0.5, if the model has not learned them by heart
         "uniform noise": rng.integers(0, 256, test.shape, np.uint8),
@@ -67,13 +68,18 @@ def outsiders(test: Images, train: UInt8[np.ndarray, "m 3 h w"], data: str, seed
 
 
 def shuffled(images: Images, rng: np.random.Generator) -> Images:
-    """Every image cut into TILES x TILES squares, which change places: its parts are right, the whole is not."""
-    n, c, h, w = images.shape
-    y, x = h // TILES, w // TILES
-    cut = images.reshape(n, c, TILES, y, TILES, x).transpose(0, 2, 4, 1, 3, 5).reshape(n, TILES**2, c, y, x)
+    """Every image cut into TILES x TILES squares, which change places: its parts are right, the whole is not. Pixels
+    that are left over, right and below, stay."""
+    y, x = (side // TILES for side in images.shape[2:])
+    h, w = y * TILES, x * TILES
+    n, c, whole = *images.shape[:2], images.copy()
+    cut = (
+        images[..., :h, :w].reshape(n, c, TILES, y, TILES, x).transpose(0, 2, 4, 1, 3, 5).reshape(n, TILES**2, c, y, x)
+    )
     order = rng.permuted(np.tile(np.arange(TILES**2), (n, 1)), axis=1)
     moved = cut[np.arange(n)[:, None], order].reshape(n, TILES, TILES, c, y, x)
-    return moved.transpose(0, 3, 1, 4, 2, 5).reshape(images.shape)
+    whole[..., :h, :w] = moved.transpose(0, 3, 1, 4, 2, 5).reshape(n, c, h, w)
+    return whole
 
 
 def energies(model: EnergyBased, images: Images, batches: Batches) -> Float64[np.ndarray, " n"]:

@@ -9,7 +9,7 @@ the bits of every image. Noise is an image's own, a function of the seed and its
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -29,7 +29,6 @@ from pofx.models import schedules
 from pofx.models.denoiser import SIGMA_DATA, Denoiser
 from pofx.models.family import Bounded, Family, ImportanceWeighted
 from pofx.models.pixels.gaussian import BIN, dequantised
-from pofx.sample.samplers import Denoise
 from pofx.score.batches import Batches
 
 Images = UInt8[np.ndarray, "n 3 h w"]
@@ -63,19 +62,8 @@ def evaluate(model: Family, images: Images, batches: Batches, cfg: Likelihood, s
         UserError: the loss or the bits are not finite.
     """
     model.eval().to(batches.device)
-    terms: dict[str, list[Tensor]] = {}
-    start = 0
-    with Bar(total=len(images), desc="test loss", unit="img") as bar:
-        for part in batches.of(images):
-            with rng.per_image(Noise(fold(seed, "test loss"), start, start + len(part), batches.device)):
-                got = model(part)
-            for key in got:
-                if key == "loss" or key.startswith("bpd"):
-                    terms.setdefault(key, []).append(got[key].double().cpu())
-            start += len(part)
-            bar.update(len(part))
-    values = {key: torch.cat(parts) for key, parts in terms.items()}
-    loss = values["loss"].mean().item()
+    values = _forward(model, images, batches, fold(seed, "test loss"))
+    loss = values.pop("loss").mean().item()
     if not math.isfinite(loss):
         raise UserError(
             "the loss on test images is not finite: the weights have diverged; lower the learning rate and train again"
@@ -83,7 +71,7 @@ def evaluate(model: Family, images: Images, batches: Batches, cfg: Likelihood, s
     x = torch.cat(list(batches.of(images[: cfg.images])))
     own = fold(seed, "bits")  # the same noise for all families with the same estimator
     if isinstance(model, Bounded):
-        bits = {key: values[key][: cfg.images] for key in values if key.startswith("bpd")}
+        bits = {key: each[: cfg.images] for key, each in values.items()}
     elif isinstance(model, Denoiser) and model.likelihood == "bound":
         bits = {"bpd": bound(model, x, cfg.terms, batches.size, own)}
     elif isinstance(model, Denoiser) and model.likelihood == "flow":
@@ -97,6 +85,20 @@ def evaluate(model: Family, images: Images, batches: Batches, cfg: Likelihood, s
     if not math.isfinite(row["bpd"]):
         raise UserError("bits per dimension are not finite: the denoiser is too rough to follow; train it for longer")
     return row | {key: each.mean().item() for key, each in bits.items()}
+
+
+def _forward(model: Family, images: Images, batches: Batches, seed: int) -> dict[str, Float64[Tensor, " n"]]:
+    """What `forward` returns of every image: "loss", and "bpd" with its parts."""
+    terms: dict[str, list[Tensor]] = {}
+    start = 0
+    for part in Bar(batches.of(images), total=-(-len(images) // batches.size), desc="test loss", unit="batch"):
+        with rng.per_image(Noise(seed, start, start + len(part), batches.device)):
+            returned = model(part)
+        for key in returned:
+            if key == "loss" or key.startswith("bpd"):
+                terms.setdefault(key, []).append(returned[key].double().cpu())
+        start += len(part)
+    return {key: torch.cat(parts) for key, parts in terms.items()}
 
 
 def _mean(key: str, bpd: Tensor) -> dict[str, float]:
@@ -235,7 +237,10 @@ def flow(model: Denoiser, x: Float[Tensor, "n *shape"], steps: int, batch: int, 
 
 
 def log_density(
-    denoise: Denoise, sigmas: Sequence[float], x: Float[Tensor, "n *shape"], probe: Float[Tensor, "n *shape"]
+    denoise: Callable[[Tensor, float], Tensor],
+    sigmas: Sequence[float],
+    x: Float[Tensor, "n *shape"],
+    probe: Float[Tensor, "n *shape"],
 ) -> Float64[Tensor, " n"]:
     """log p(x) in nats, p being what dx / dsigma = (x - D) / sigma makes of N(0, sigmas[-1]^2) on its way to sigmas[0].
 

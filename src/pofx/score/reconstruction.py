@@ -33,10 +33,10 @@ def evaluate(images: Images, again: Exact) -> dict[str, float]:
             blur, above for grain.
     """
     originals = to_model(torch.from_numpy(images)).numpy()
-    found = {"recon_sharpness": roughness(again) / roughness(originals)}
+    scores = {"recon_sharpness": roughness(again) / roughness(originals)}
     for key, values in (("recon_psnr", psnr(originals, again)), ("recon_ssim", ssim(originals, again))):
-        found |= {key: float(values.mean()), f"{key}_stderr": float(values.std() / math.sqrt(len(values)))}
-    return found
+        scores |= {key: float(values.mean()), f"{key}_stderr": float(values.std() / math.sqrt(len(values)))}
+    return scores
 
 
 def roughness(images: Exact) -> float:

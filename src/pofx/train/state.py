@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,19 +23,6 @@ import torch
 from pofx.base import dist
 from pofx.base.errors import UserError
 from pofx.base.files import atomic
-
-REPOSITORY = Path(__file__).resolve().parents[3]
-CODE = (REPOSITORY / "src", REPOSITORY / "stages")
-
-
-def code_hash() -> str:
-    """Hash of the source of every module of this project that the process has imported, its main included."""
-    found = {getattr(m, "__file__", None) for m in list(sys.modules.values())}
-    sources = sorted({Path(f).resolve() for f in found if f and any(Path(f).resolve().is_relative_to(c) for c in CODE)})
-    h = hashlib.sha256()
-    for path in sources:
-        h.update(str(path.relative_to(REPOSITORY)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return h.hexdigest()
 
 
 class Slot:

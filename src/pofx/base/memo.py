@@ -1,0 +1,69 @@
+"""Results of a stage, kept by what they depend on: a row added to a stage computes that row alone.
+
+DVC knows stages, not rows. It deletes a stage's outputs before it runs it; `persist: true` would leave them, but takes
+the stage out of the run cache, and `dvc exp run` first puts the last committed ones in their place. A stage for every
+row would be DVC's way, but a matrix wants the names of all rows in one list. So results are kept in scratch as well,
+one file each, named by a hash of all that decides them, code included.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pofx.base import dist
+from pofx.base.files import atomic
+
+KEEP = 16  # results that stay in a folder: those of the last few runs
+Entry = tuple[dict[str, np.ndarray], dict[str, Any]]  # arrays, and facts as JSON has them
+
+
+class Memo:
+    """The results in `folder`, one folder for every stage and family.
+
+    Args:
+        shared: what all results depend on, as JSON-able values.
+        fresh: compute everything again.
+    """
+
+    def __init__(self, folder: Path, *shared: Any, fresh: bool = False):
+        self.folder, self.shared, self.fresh = Path(folder), shared, fresh
+        self.used: set[Path] = set()
+
+    def __call__(self, compute: Callable[[], Entry], *parts: Any) -> Entry:
+        """What `compute()` gives, which depends on `parts` (JSON-able) and on what is shared.
+
+        All processes of a stage call this alike: where one of them finds nothing all compute, and the first one's
+        result is kept.
+        """
+        key = hashlib.sha256(json.dumps([self.shared, parts], sort_keys=True).encode()).hexdigest()[:32]
+        path = self.folder / f"{key}.npz"
+        self.used.add(path)
+        found = None if self.fresh else _read(path)
+        (missing,) = dist.most(int(found is None))
+        if missing:
+            found = arrays, facts = compute()
+            if dist.first():
+                with atomic(path) as file:
+                    np.savez(file, **arrays, facts=json.dumps(facts))
+        return found
+
+    def prune(self) -> None:
+        """Delete the results that were not used for longest; those of this run stay. To be called at the end of it."""
+        others = sorted(set(self.folder.glob("*.npz")) - self.used, key=os.path.getmtime, reverse=True)
+        for path in others[max(0, KEEP - len(self.used)) :]:
+            path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Entry | None:
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+        os.utime(path)
+    except FileNotFoundError:
+        return None
+    return arrays, json.loads(str(arrays.pop("facts")))
