@@ -220,7 +220,7 @@ def test_chains_in_training_teach_to_denoise(sprites, tmp_path):
 
 
 def test_contrast_tells_data_from_noise(sprites, tmp_path):
-    plan = budget("ebm", *CONTRAST, images=480, lr=1e-3, rows=20, ema_half_life=0, flip=False)
+    plan = budget("ebm", *CONTRAST, images=160, lr=1e-3, rows=20, ema_half_life=0, flip=False)
     model = build(*small("ebm", *CONTRAST))
     with slot(tmp_path) as held:
         loop.train(model, pool(sprites[:8], plan), plan, Run(0, held))
