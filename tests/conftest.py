@@ -39,15 +39,14 @@ def name(request) -> str:
 
 @cache
 def defaults(*words: str) -> dict:
-    """The parameters as committed in conf/, whatever params.yaml is at the moment; `words` as for tools.compose."""
+    """The parameters as presets/ make them, whatever params.yaml is at the moment; `words` as for tools.compose."""
     return YAML(typ="safe").load(compose.text(list(words)))
 
 
 def small(name: str, *words: str):
     """The module of a family and its default config, or that of a preset, at sizes for tests."""
     module = store.module(name)
-    section = {key: value for key, value in defaults(*words)[name].items() if key != "train"}
-    cfg = config.build(module.Config, section, name)
+    cfg = config.build(module.Config, config.untrained(defaults(*words)[name]), name)
     cheap = {"n_sigmas": 4, "timesteps": 40}
     cheap |= {"chain": 2} if getattr(cfg, "chain", 0) else {}
     cfg = dataclasses.replace(cfg, **{key: value for key, value in cheap.items() if hasattr(cfg, key)})

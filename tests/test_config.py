@@ -1,11 +1,12 @@
 """A bad params.yaml is one line that names the key and, where there is one, the nearest right key."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
+from annotated_types import Ge, Gt, Le, Len, Lt, MinLen, MultipleOf
 
 from pofx.base import config
 from pofx.base.errors import UserError
@@ -26,6 +27,25 @@ class Outer:
     widths: tuple[int, ...]
     name: str
     train: Inner
+
+
+@dataclass(frozen=True)
+class Net:
+    widths: Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)] = (8, 16)
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
+
+
+@dataclass(frozen=True)
+class Defaults:
+    levels: Annotated[int, Ge(2)] = 4
+    rate: Annotated[float, Gt(0)] = 1e-3
+    steps: Annotated[int, Le(9)] | None = None
+    batch: Annotated[int, MultipleOf(64)] = 64
+    net: Net = field(default_factory=Net)
+
+    def __post_init__(self) -> None:
+        if self.steps and self.steps > self.levels:
+            raise ValueError(f"steps = {self.steps} should be at most levels = {self.levels}")
 
 
 GOOD = """
@@ -130,3 +150,61 @@ def test_bad_files(params, tmp_path: Path):
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="not valid YAML"):  # a key given twice
         section(params("seed: 3", "seed: 3\nseed: 4"))
+
+
+def test_what_is_left_out_takes_its_default():
+    assert config.build(Defaults, {}, "edm") == Defaults()
+    assert config.build(Defaults, {"net": {"dropout": 0}}, "edm").net == Net(dropout=0.0)
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"levels": 1}, "edm.levels = 1 should be at least 2"),
+        ({"rate": 0}, "edm.rate = 0.0 should be above 0"),
+        ({"steps": 10}, "edm.steps = 10 should be at most 9"),
+        ({"batch": 100}, "edm.batch = 100 should be a multiple of 64"),
+        ({"net": {"dropout": 1.0}}, "edm.net.dropout = 1.0 should be below 1"),
+        ({"net": {"dropout": -1.0}}, "edm.net.dropout = -1.0 should be at least 0"),
+        ({"net": {"widths": [4, 0]}}, "edm.net.widths[1] = 0 should be at least 1"),
+        ({"net": {"widths": []}}, "edm.net.widths = [] should have 1 or more entries"),
+        ({"net": {"width": [4]}}, "unknown key 'width' in edm.net: did you mean widths?"),
+        ({"rate": float("nan")}, "edm.rate = nan should be a finite number"),
+        ({"rate": float("inf")}, "edm.rate = inf should be a finite number"),
+        ({"steps": 5}, "edm.steps = 5 should be at most levels = 4"),  # what the dataclass itself refuses
+    ],
+)
+def test_out_of_bounds(tree, message):
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        config.build(Defaults, tree, "edm")
+    assert "\n" not in str(error.value)
+
+
+def test_bounds_of_an_optional_value_leave_null_alone():
+    @dataclass(frozen=True)
+    class Optional:
+        steps: Annotated[int | None, Ge(1)] = 3
+
+    assert config.build(Optional, {"steps": None}, "x").steps is None
+    with pytest.raises(UserError, match="at least 1"):
+        config.build(Optional, {"steps": 0}, "x")
+
+
+def test_a_bound_that_is_not_checked_is_a_bug():
+    @dataclass(frozen=True)
+    class Odd:
+        names: Annotated[tuple[str, ...], Len(1, 2)] = ("a",)
+
+    with pytest.raises(TypeError, match="no bound that can be checked"):
+        config.build(Odd, {"names": ["a"]}, "x")
+
+
+def test_the_section_of_a_family_holds_its_training_beside_its_config(params):
+    @dataclass(frozen=True)
+    class Vae:
+        latent: int = 10
+
+    path = params("fid:", "vae: {latent: 3, train: {lr: 1e-4}}\nfid:")
+    assert config.section("vae", Vae, path).latent == 3
+    with pytest.raises(UserError, match="unknown key 'train' in fid"):
+        config.build(Vae, {"train": {}}, "fid")

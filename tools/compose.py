@@ -4,8 +4,8 @@
     python -m tools.compose --flags cifar10 gpu                       prints the difference as -S words for DVC
     python -m tools.compose --check                                   checks params.yaml as it is
 
-Over presets/default.yaml are laid a data set (a preset that sets data.name), a scale, presets of families (`ncsn-v2`)
-and key=value words, in this order whatever that of the words. Blocks named like a scale hold at that scale alone.
+Over presets/default.yaml are laid a data set, a scale, presets of families (`ncsn-v2`) and key=value words, in this
+order whatever that of the words. A block `laptop`, `gpu` or `paper` of a preset holds at that scale alone.
 """
 
 import io
@@ -26,6 +26,8 @@ from stages import ROOT, run
 from stages.check import check
 
 PRESETS = ROOT / "presets"
+SCALES = {"laptop": "laptop", "hour": "laptop", "gpu": "gpu", "paper": "paper"}  # -> the block of a preset that holds
+KINDS = {"sprites": "data", "cifar10": "data"} | dict.fromkeys(SCALES, "scale")  # others: a family, `-`, a variant
 HEADER = "# composed by: python -m tools.compose "
 USAGE = "usage: python -m tools.compose [--flags | --check] [preset ...] [key=value ...]"
 PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z_/][\w/.:%?@+-]*", re.I)  # no quotes in Hydra's grammar
@@ -81,30 +83,25 @@ def _edits(path: Path) -> list[str]:
     """What its own header does not explain in params.yaml: edits by hand or by -S."""
     try:
         header, _, body = path.read_text().partition("\n")
-        return list(flags(load(text(shlex.split(header.removeprefix(HEADER)))), load(body) or {}))
-    except (FileNotFoundError, UserError, YAMLError, ValueError):
-        return []  # none, a broken one or one of older presets: nothing to compare with
+        return list(flags(load(text(shlex.split(header.split(HEADER)[1]))), load(body) or {}))
+    except (FileNotFoundError, IndexError, ValueError, UserError, YAMLError):
+        return []  # no file, a broken one or one of older presets: nothing to compare with
 
 
 def _presets(words: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
-    """The presets that apply, a data set and a scale first, and what they say: in general, then for this scale."""
-    trees = {path.stem: load(path.read_text()) or {} for path in sorted(PRESETS.glob("*.yaml"))}
-    kinds, chosen = {}, {}
-    for name in trees.keys() - {"default"}:
-        kinds[name] = name.partition("-")[0] if "-" in name else "scale"
-        if "name" in trees[name].get("data", {}):
-            kinds[name] = "data"
+    """The presets that apply, in order, and what they say: each in general, then for this scale."""
+    known = sorted(path.stem for path in PRESETS.glob("*.yaml") if path.stem != "default")
+    chosen: dict[str, str] = {}
     for word in words:
-        if word not in kinds:
-            raise UserError(f"no preset is called {word!r}: {config.nearest(word, sorted(kinds))}; {USAGE}")
-        if chosen.setdefault(kinds[word], word) != word:
-            raise UserError(f"{chosen[kinds[word]]} and {word} are both {kinds[word]} presets: choose one")
+        if word not in known:
+            raise UserError(f"no preset is called {word!r}: {config.nearest(word, known)}; {USAGE}")
+        kind = KINDS.get(word, word.partition("-")[0])
+        if chosen.setdefault(kind, word) != word:
+            raise UserError(f"{chosen[kind]} and {word} are both {kind} presets: choose one")
     names = [chosen.pop("data", "sprites"), chosen.pop("scale", "laptop"), *sorted(chosen.values())]
-    scale = trees[names[1]].get("like", names[1])
-    apart = ["like", *(name for name, kind in kinds.items() if kind == "scale")]
     layers = []
-    for tree in (trees[name] for name in names):
-        layers += [{key: value for key, value in tree.items() if key not in apart}, tree.get(scale, {})]
+    for tree in (load((PRESETS / f"{name}.yaml").read_text()) or {} for name in names):
+        layers += [{k: v for k, v in tree.items() if k not in SCALES}, tree.get(SCALES[names[1]], {})]
     return names, layers
 
 
@@ -141,9 +138,8 @@ def _hydra(value: Any) -> str:
         return f"[{','.join(map(_hydra, value))}]"
     if not isinstance(value, str):
         return json.dumps(value)
-    if PLAIN.fullmatch(value):
-        return value
-    return "'" + re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", r"\'") + "'"  # backslashes count before a quote
+    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", r"\'")  # backslashes count before a quote alone
+    return value if PLAIN.fullmatch(value) else f"'{escaped}'"
 
 
 if __name__ == "__main__":

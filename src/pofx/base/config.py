@@ -159,7 +159,7 @@ def _bounded(got: Any, bounds: Collection[Any], where: str) -> Any:
             case MultipleOf(step):
                 holds, asked = got % step == 0, f"a multiple of {step}"
             case MinLen(limit):
-                holds, asked = len(got) >= limit, f"{limit} entries or more"
+                holds, asked = len(got) >= limit, f"{limit} or more entries"
             case _:
                 raise TypeError(f"{where}: {bound!r} is no bound that can be checked here")
         if not holds:
