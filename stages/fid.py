@@ -19,7 +19,7 @@ from pofx.base.images import save_grid
 from pofx.base.memo import Entry, Memo
 from pofx.base.rng import fold
 from pofx.models import store
-from pofx.models.family import Coded
+from pofx.models.family import Featured
 from pofx.score import codes, colour, distances, extractor, likelihood, measures, probe, trained
 from pofx.score.distances import Target
 from pofx.score.measures import Yardstick
@@ -43,8 +43,8 @@ def main(name: str) -> None:
     shared = inputs, seed, dataclasses.asdict(cfg), len(drawn), provenance.code_hash(*CODE)
     memo = Memo(RUNS / "memo/fid" / name, *shared, fresh=FRESH)
     rows, features = {}, {}
-    for row, told in ways.items():
-        paths = [samples / f"{stem}.npy" for stem in told["stems"]]
+    for row, how in ways.items():
+        paths = [samples / f"{stem}.npy" for stem in how["stems"]]
         arrays, rows[row] = memo(partial(of_row, paths, yardstick), [files.digest(path) for path in paths])
         features[row] = arrays["features"]
     settings = config.section("likelihood", likelihood.Likelihood), config.section("probe", probe.Probe)
@@ -55,8 +55,8 @@ def main(name: str) -> None:
         return
 
     base = {card["base"]["family"]: card["base"]["config"]} if "base" in card else {}  # trained before, and part of it
-    for row, told in ways.items():
-        rows[row]["config"] = base | {name: card["config"], f"sample.{name}": told["sample"]}
+    for row, how in ways.items():
+        rows[row]["config"] = base | {name: card["config"], f"sample.{name}": how["sample"]}
         files.write_npy(Path(f"features/{name}/{row}.npy"), features[row])
     rows[name] |= itself["metrics"] | {"protocol": rows[name]["protocol"] | itself["protocol"]}
     columns = itself["columns"]
@@ -82,15 +82,19 @@ def of_model(folder: Path, n: int, yardstick: Yardstick, bits: likelihood.Likeli
     """Pictures of the code of the model in `folder`, what is measured of it, of `n` test images, and how."""
     device, train, test = yardstick.net.device, np.load("data/train.npy", mmap_mode="r"), np.load("data/test.npy")
     model, random = store.load(folder, device), store.untrained(folder, fold(yardstick.seed, "init"), device)
-    back = trained.returned(model, test[:n], yardstick) if isinstance(model, Coded) else None
+    metrics, protocol, pictures = trained.evaluate(model, test[:n], yardstick, bits)
     if not dist.first():
         return {}, {}
-    metrics, protocol, pictures = trained.evaluate(model, test[:n], back, yardstick, bits)
-    with np.load("data/labels.npz") as labels:
-        data = trained.Labelled(train, test, dict(labels))
-    understood, probed = trained.understanding(model, random, data, probing, yardstick)
-    facts = {"metrics": metrics | understood, "protocol": protocol | probed}
-    facts["columns"] = {picture: columns for picture, (_, columns) in pictures.items()}
+    with np.load("data/labels.npz") as file:
+        labels = dict(file)
+    further = [trained.separation(model, test, labels, yardstick)]
+    if isinstance(model, Featured):
+        task = probe.take(probing, train, test, labels)
+        further.append(probe.evaluate(model, random, task, yardstick.batches))
+    for scores, how in further:
+        metrics, protocol = metrics | scores, protocol | how
+    columns = {picture: columns for picture, (_, columns) in pictures.items()}
+    facts = {"metrics": metrics, "protocol": protocol, "columns": columns}
     return {picture: images for picture, (images, _) in pictures.items()}, facts
 
 

@@ -30,6 +30,12 @@ class Target:
         x -= mean
         return mean, x.T @ x / (len(x) - 1)
 
+    @cached_property
+    def root(self) -> Float64[np.ndarray, "d d"]:
+        """The root of the covariance, which is symmetric; rounding leaves zeros at about -1e-16 of the largest."""
+        values, vectors = scipy.linalg.eigh(self.moments[1])
+        return vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+
 
 def named(key: str, what: str) -> str:
     """The name of a distance of another kind in the same features: fd_effnet, "test" -> fd_test_effnet; "": itself."""
@@ -42,17 +48,23 @@ def frechet(x: Float[np.ndarray, "n d"], y: Target) -> float:
 
         |mean_x - mean_y|^2 + tr Sx + tr Sy - 2 tr (Sx Sy)^(1/2)
 
-    With any factor Sx = R'R the last trace is the sum of the roots of the eigenvalues of R Sy R', which is symmetric:
-    no matrix square root, no complex numbers, and nothing is added to the diagonal where a covariance is singular.
+    The last trace is the sum of the roots of the eigenvalues of R Sx R, R = Sy^(1/2), or, with Sx = A'A, of A Sy A',
+    which is smaller for few vectors. Both are symmetric: there are no complex numbers, and nothing is added to the
+    diagonal where a covariance is singular.
 
     Raises:
         UserError: fewer than two vectors on a side.
     """
     if min(len(x), len(y)) < 2:
         raise UserError(f"a Frechet distance needs two images a side, got {len(x)} and {len(y)}: raise sample.n")
-    if len(x) > len(y):
-        x, y = y.vectors, Target(x)  # the factor of the fewer is the smaller
-    return _frechet(x, *y.moments)
+    mean, s = y.moments
+    x = x.astype(np.float64)
+    shift = x.mean(0) - mean
+    a = (x - x.mean(0)) / math.sqrt(len(x) - 1)
+    inner = a @ s @ a.T if len(a) <= len(s) else y.root @ (a.T @ a) @ y.root
+    eigenvalues = scipy.linalg.eigvalsh(inner, overwrite_a=True, check_finite=False)
+    cross = np.sqrt(np.maximum(eigenvalues, 0)).sum()
+    return float(np.square(shift).sum() + np.square(a).sum() + np.trace(s) - 2 * cross)
 
 
 def extrapolated(x: Float[np.ndarray, "n d"], y: Target, seed: int) -> tuple[float, float] | None:
@@ -69,33 +81,9 @@ def extrapolated(x: Float[np.ndarray, "n d"], y: Target, seed: int) -> tuple[flo
         return None
     rng = np.random.RandomState(seed % 2**32)
     inverse = np.linspace(2 / len(x), 1 / len(x), POINTS)
-    values = [_frechet(x[rng.choice(len(x), round(1 / part), replace=False)], *y.moments) for part in inverse]
+    values = [frechet(x[rng.choice(len(x), round(1 / part), replace=False)], y) for part in inverse]
     fit = scipy.stats.linregress(inverse, values)
     return float(fit.intercept), float(fit.intercept_stderr)
-
-
-def _frechet(x: Float[np.ndarray, "n d"], mean: Float64[np.ndarray, " d"], s: Float64[np.ndarray, "d d"]) -> float:
-    """Distance of a set to a Gaussian."""
-    x = x.astype(np.float64)
-    mean_x = x.mean(0)
-    x = (x - mean_x) / math.sqrt(len(x) - 1)
-    traces = np.square(x).sum() + np.trace(s)
-    r = _factor(x)
-    eigenvalues = scipy.linalg.eigvalsh(r @ s @ r.T, overwrite_a=True, check_finite=False)
-    cross = np.sqrt(np.maximum(eigenvalues, 0)).sum()  # rounding leaves zeros at about -1e-16 of the largest
-    return float(np.square(mean_x - mean).sum() + traces - 2 * cross)
-
-
-def _factor(x: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, "k d"]:
-    """R with R'R = x'x: `x` itself if it has no more rows than columns, else a Cholesky factor of x'x. Its pivots go in
-    falling order and end where rounding begins, so that it exists for singular matrices too (dead features)."""
-    if len(x) <= x.shape[1]:
-        return x
-    s = x.T @ x
-    triangle, order, rank, _ = scipy.linalg.lapack.dpstrf(s, tol=np.finfo(np.float64).eps * s.diagonal().max())
-    r = np.zeros_like(s)
-    r[:, order - 1] = np.triu(triangle)
-    return r[:rank]
 
 
 def kid(

@@ -145,19 +145,16 @@ def hidden(n: int, h: int, w: int) -> Bool[np.ndarray, "n 1 h w"]:
 
 
 def _psnr(x: Tensor, y: Tensor, where: Tensor | None = None) -> float:
-    """Mean peak signal-to-noise ratio in dB of pairs of images, over the pixels `where` (None: all)."""
-    mask = True if where is None else where.cpu().numpy()
-    return float(psnr(x.cpu().numpy(), y.cpu().numpy(), mask).mean())
+    """Mean over pairs of images, of the pixels `where` (None: all)."""
+    return float(psnr(x.cpu().numpy(), y.cpu().numpy(), True if where is None else where.cpu().numpy()).mean())
 
 
 @torch.no_grad()
 def inpainting(
     model: EnergyBased, cfg: Any, images: UInt8[Tensor, "n 3 h w"], noises: Sequence[Noise]
 ) -> tuple[Picture, list[dict[str, Any]]]:
-    """Images without the pixels that are `hidden`, and what the model fills in.
-
-    Args:
-        noises: of each draw. The first is of all images, the others of those to be shown.
+    """Images without the pixels that are `hidden`, and what the model fills in, once with the noise of all images and
+    then with further noise of those to be shown.
 
     Returns:
         Picture: a row an image, the right halves first: without what is hidden, every draw, the original.
@@ -183,11 +180,7 @@ def inpainting(
 def restoring(
     model: EnergyBased, cfg: Any, images: UInt8[Tensor, "n 3 h w"], sigmas: Sequence[float], noise: Callable[[], Noise]
 ) -> tuple[list[Float[Tensor, "n 3 h w"]], list[dict[str, float]]]:
-    """Images with Gaussian noise, and what Langevin dynamics makes of them from there.
-
-    Args:
-        sigmas: standard deviations of the noise, images on [-1, 1].
-        noise: of len(images), anew at every call.
+    """Images with Gaussian noise of standard deviations `sigmas`, and what Langevin dynamics makes of them from there.
 
     Returns:
         Noisy and restored images, for each of `sigmas`; last the originals.

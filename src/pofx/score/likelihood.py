@@ -250,9 +250,8 @@ def log_density(
 
         dy / dlog sigma = (c x - D) / s,   c = 0.25 / s^2,   with the divergence c d - tr J,   J = dD / dx
 
-    where only what is left over is integrated, by the classical Runge-Kutta method of fourth order. Heun's method on
-    EDM's levels, good enough for samples, flattered a small network by a quarter of a bit with 48 evaluations, this
-    one by 0.005.
+    where only what is left over is integrated, by the classical Runge-Kutta method of fourth order. With 48 evaluations
+    it is off by 0.005 bits where Heun's method on EDM's levels is off by 0.25.
     """
 
     def slope(y: Tensor, time: float) -> tuple[Tensor, Tensor]:

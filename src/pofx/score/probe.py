@@ -36,10 +36,8 @@ class Probe:
 
 @dataclass(frozen=True)
 class Task:
-    """Images and their classes, of training and of test."""
-
-    images: tuple[Images, Images]
-    labels: tuple[Labels, Labels]
+    images: tuple[Images, Images]  # of training and of test
+    labels: tuple[Labels, Labels]  # their classes
 
     def protocol(self, layer: str, width: int) -> dict[str, Any]:
         """What was probed, of how many images, and the accuracy of naming the commonest class."""
