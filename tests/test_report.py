@@ -385,7 +385,7 @@ def test_the_front_holds_what_nothing_beats():
     panel = chart.panels[""]["train_seconds/fd_effnet"]
     front = next(line for line in panel.lines if line.name == "Pareto front")
     assert (front.x, front.y) == ([61, 183], [700, 600])
-    traces = interactive.figure(panel)["data"]
+    traces = interactive.figure(panel, 380)["data"]
     assert [trace["name"] for trace in traces] == ["Pareto front", *ROWS, "floor (62)"]
     assert list(chart.choices["Cost"])[:3] == ["train_seconds", "sample_seconds_per_1000", "nfe"]
 

@@ -85,12 +85,14 @@ class Chart:
         panels: title -> values chosen, joined by "/" -> panel.
         still: title -> panel, of the picture that is seen without JavaScript.
         log: whether the reader may switch the y axis between linear and logarithmic.
+        height: of a panel on the page, in pixels.
     """
 
     choices: dict[str, dict[str, str]]
     panels: dict[str, dict[str, Panel]]
     still: dict[str, Panel] = field(default_factory=dict)
     log: bool = False
+    height: int = 380
 
 
 def colour(i: int) -> str:
@@ -149,7 +151,7 @@ def curves(frames: dict[str, pd.DataFrame], seconds: dict[str, float], tints: di
             ])
             for view, label in options.items()
         }  # fmt: skip
-    return Chart({"Against": options}, panels, log=True)
+    return Chart({"Against": options}, panels, log=True, height=300)
 
 
 def terms(frame: pd.DataFrame, tint: str) -> dict[str, Panel]:
