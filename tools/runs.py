@@ -114,7 +114,7 @@ def chart(listed: list[tables.Cells], tints: dict[str, str]) -> str:
         axes = {"log_x": True, "scale": "from zero"}
         panel = charts.Panel(charts.SECONDS, "Frechet distance", lines, ("floor", floor), **axes)
         panels[f"{data}, N = {n}\n{reference}"] = panel
-    figure = plots.draw(panels, "none")
+    figure = plots.draw(panels, named=False)
     handles = {f: Line2D([], [], color=tint, marker="o", linestyle="") for f, tint in tints.items()}
     plain = {"color": charts.INK, "linestyle": ""}
     handles |= {run: Line2D([], [], marker=plots.MARKERS[sign], **plain) for run, sign in signs.items()}

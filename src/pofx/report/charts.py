@@ -7,6 +7,7 @@ options, and there is a panel for every choice.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
@@ -246,6 +247,27 @@ def chain(energies: dict[str, dict[str, Any]], tints: dict[str, str]) -> Chart:
         panels[key] = Panel(STEPS, title, lines, level, scale="symlog" if key == "energy" else "linear")
     named = {key: title for key, (_, title) in options.items()}
     return Chart({"Shown": named}, {"": panels}, {title: panels[key] for key, title in named.items()})
+
+
+def codebook(counts: dict[str, list[int]], perplexity: dict[str, float], tints: dict[str, str]) -> dict[str, Panel]:
+    """How often each code occurs, the most frequent first; dashed: if all occurred equally often.
+
+    Args:
+        counts: of every family, falling.
+        perplexity: of these frequencies.
+    """
+    panels = {}
+    for f, times in counts.items():
+        lines = [Line(f, tints[f], range(1, len(times) + 1), times, mode="lines", shape="hv")]
+        panel = Panel(
+            "codes, the most frequent first",
+            "times in test images",
+            lines,
+            ("even share", fmean(times)),
+            scale="from zero",
+        )
+        panels[f"{f}: perplexity {short(perplexity[f])} of {len(times)} codes"] = panel
+    return panels
 
 
 def distances(keys: Sequence[str]) -> list[tuple[str, str, str]]:
