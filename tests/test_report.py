@@ -186,11 +186,11 @@ def test_a_codebook_has_a_figure(tmp_path):
 
 
 def test_the_figure_of_a_codebook_draws_every_count_and_the_even_share():
-    figure = plots.codebook({"a": [5, 2, 1, 0], "b": [3, 3]}, {"a": 2.5, "b": 2.0}, {"a": "red", "b": "blue"})
-    first, second = figure.axes
-    assert [bar.get_height() for bar in first.patches] == [5, 2, 1, 0]
-    assert first.lines[0].get_ydata()[0] == 2 and second.lines[0].get_ydata()[0] == 3
-    assert "perplexity 2.5 of 4" in first.get_title(loc="left")
+    panels = charts.codebook({"a": [5, 2, 1, 0], "b": [3, 3]}, {"a": 2.5, "b": 2.0}, {"a": "red", "b": "blue"})
+    first, second = plots.draw(panels, named=False).axes
+    assert first.lines[0].get_ydata().tolist() == [5, 2, 1, 0]
+    assert first.lines[-1].get_ydata()[0] == 2 and second.lines[-1].get_ydata()[0] == 3
+    assert "perplexity 2.5 of 4 codes; dashed: even share 2" in first.get_title(loc="left")
 
 
 def test_a_run_without_codes_and_pictures_is_shown_too(tmp_path):
@@ -385,7 +385,7 @@ def test_the_front_holds_what_nothing_beats():
     panel = chart.panels[""]["train_seconds/fd_effnet"]
     front = next(line for line in panel.lines if line.name == "Pareto front")
     assert (front.x, front.y) == ([61, 183], [700, 600])
-    traces = interactive.figure(panel)["data"]
+    traces = interactive.figure(panel, 380)["data"]
     assert [trace["name"] for trace in traces] == ["Pareto front", *ROWS, "floor (62)"]
     assert list(chart.choices["Cost"])[:3] == ["train_seconds", "sample_seconds_per_1000", "nfe"]
 

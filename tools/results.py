@@ -24,7 +24,7 @@ from PIL import Image
 from pofx.base import files, provenance
 from pofx.base.errors import UserError
 from pofx.base.images import grid
-from pofx.report import metrics, plots, text
+from pofx.report import metrics, plots, tables, text
 from stages import ROOT, run
 from tools import runs
 
@@ -163,9 +163,9 @@ def _summary(run: runs.Run) -> dict[str, str]:
 
 def _chapter(run: runs.Run) -> str:
     fd, kid, _ = metrics.distance_keys(run.metrics)
-    board = run.board[["model", fd, kid, *COLUMNS]]
+    board = [{column: row[column] for column in ("model", fd, kid, *COLUMNS)} for row in run.board]
     figures = [f"![{words}](../results/{run.name}/{name}.png)" for name, words in ALT.items() if name in run.pictures]
-    return "\n\n".join([f"## {run.name}", board.to_markdown(index=False, disable_numparse=True), *figures])
+    return "\n\n".join([f"## {run.name}", tables.markdown(board), *figures])
 
 
 def main(*words: str) -> None:

@@ -7,6 +7,7 @@ options, and there is a panel for every choice.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
@@ -85,12 +86,14 @@ class Chart:
         panels: title -> values chosen, joined by "/" -> panel.
         still: title -> panel, of the picture that is seen without JavaScript.
         log: whether the reader may switch the y axis between linear and logarithmic.
+        height: of a panel on the page, in pixels.
     """
 
     choices: dict[str, dict[str, str]]
     panels: dict[str, dict[str, Panel]]
     still: dict[str, Panel] = field(default_factory=dict)
     log: bool = False
+    height: int = 380
 
 
 def colour(i: int) -> str:
@@ -149,7 +152,7 @@ def curves(frames: dict[str, pd.DataFrame], seconds: dict[str, float], tints: di
             ])
             for view, label in options.items()
         }  # fmt: skip
-    return Chart({"Against": options}, panels, log=True)
+    return Chart({"Against": options}, panels, log=True, height=300)
 
 
 def terms(frame: pd.DataFrame, tint: str) -> dict[str, Panel]:
@@ -244,6 +247,27 @@ def chain(energies: dict[str, dict[str, Any]], tints: dict[str, str]) -> Chart:
         panels[key] = Panel(STEPS, title, lines, level, scale="symlog" if key == "energy" else "linear")
     named = {key: title for key, (_, title) in options.items()}
     return Chart({"Shown": named}, {"": panels}, {title: panels[key] for key, title in named.items()})
+
+
+def codebook(counts: dict[str, list[int]], perplexity: dict[str, float], tints: dict[str, str]) -> dict[str, Panel]:
+    """How often each code occurs, the most frequent first; dashed: if all occurred equally often.
+
+    Args:
+        counts: of every family, falling.
+        perplexity: of these frequencies.
+    """
+    panels = {}
+    for f, times in counts.items():
+        lines = [Line(f, tints[f], range(1, len(times) + 1), times, mode="lines", shape="hv")]
+        panel = Panel(
+            "codes, the most frequent first",
+            "times in test images",
+            lines,
+            ("even share", fmean(times)),
+            scale="from zero",
+        )
+        panels[f"{f}: perplexity {short(perplexity[f])} of {len(times)} codes"] = panel
+    return panels
 
 
 def distances(keys: Sequence[str]) -> list[tuple[str, str, str]]:

@@ -6,18 +6,16 @@ from typing import Any
 
 from pofx.report.charts import INK, Chart, Line, Panel
 
-HEIGHT, SMALL = 380, 300  # pixels, of one panel and of several side by side
-
 
 def data(chart: Chart) -> dict[str, dict[str, Any]]:
     """title -> choice -> figure."""
-    height = HEIGHT if len(chart.panels) == 1 else SMALL
     return {
-        title: {key: figure(panel, height) for key, panel in choices.items()} for title, choices in chart.panels.items()
+        title: {key: figure(panel, chart.height) for key, panel in choices.items()}
+        for title, choices in chart.panels.items()
     }
 
 
-def figure(panel: Panel, height: int = HEIGHT) -> dict[str, Any]:
+def figure(panel: Panel, height: int) -> dict[str, Any]:
     """Without a ground of its own; the page sets the colour of text, by its theme."""
     traces = [_trace(line, panel) for line in panel.lines]
     x = [value for line in panel.lines for value in line.x]

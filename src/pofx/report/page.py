@@ -170,12 +170,14 @@ def draw(got: Material, folder: Path) -> dict[str, Path]:
         "distance": plots.bars(table(got.models, got.metrics), distance_keys(got.metrics), got.tints),
         "overview": plots.overview(grids),
     }
-    figures |= {f"curve_{f}": plots.draw(charts.terms(frame, got.tints[f]), "none") for f, frame in got.curves.items()}
+    figures |= {
+        f"curve_{f}": plots.draw(charts.terms(frame, got.tints[f]), named=False) for f, frame in got.curves.items()
+    }
     for name, chart in got.charts.items():
         if chart.still:
-            figures[name] = plots.draw(chart.still, "names" if name == "cost" else "legend", shared=name == "nfe")
+            figures[name] = plots.draw(chart.still, shared=name == "nfe")
     if counts := {f: v for f, v in got.metrics.get("code_counts", {}).items() if f in got.models}:
-        figures["codebook"] = plots.codebook(counts, got.metrics["perplexity"], got.tints)
+        figures["codebook"] = plots.draw(charts.codebook(counts, got.metrics["perplexity"], got.tints), named=False)
     paths = {name: folder / f"{name}.png" for name in figures}
     for name, figure in figures.items():
         plots.save(figure, paths[name])

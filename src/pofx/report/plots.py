@@ -3,19 +3,16 @@
 import io
 import math
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
-from matplotlib.transforms import Bbox
 from PIL import Image
 
 from pofx.report.charts import INK, Line, Panel
@@ -30,13 +27,11 @@ LINES, EDGE = 5, 4  # of the grids of samples: lines, and pixels of white around
 LABEL = {"color": INK, "fontsize": 8}
 
 
-def draw(
-    panels: dict[str, Panel], key: Literal["legend", "names", "none"] = "legend", *, shared: bool = False
-) -> Figure:
+def draw(panels: dict[str, Panel], *, named: bool = True, shared: bool = False) -> Figure:
     """Panels side by side, each under its title.
 
     Args:
-        key: where the names of lines stand: in a legend, beside their points, nowhere.
+        named: a legend says the names of lines.
         shared: all panels have the same y axis.
     """
     columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
@@ -52,22 +47,15 @@ def draw(
         _fill(ax, panel, everything if shared else values[title])
     for ax in axes[len(panels) :]:
         ax.remove()
-    if key == "names":
-        for ax, panel in zip(axes, panels.values(), strict=False):
-            x = [x for line in panel.lines for x in line.x] or [1.0]
-            ax.set_xlim(min(x) / 2, max(x) * 4)  # room for the names
-        figure.draw_without_rendering()  # only then is known where things stand
-        for ax, panel in zip(axes, panels.values(), strict=False):
-            _name(ax, [line for line in panel.lines if line.mode == "markers"])
     handles = {name: h for ax in figure.axes for h, name in zip(*ax.get_legend_handles_labels(), strict=True)}
-    if key == "legend" and len(handles) > 1:
+    if named and len(handles) > 1:
         legend(figure, handles)
     return figure
 
 
 def legend(figure: Figure, handles: dict[str, Any]) -> None:
     """Below all panels."""
-    style = {"frameon": False, "fontsize": 8, "labelcolor": INK, "ncols": 4}
+    style = {"frameon": False, "fontsize": 8, "labelcolor": INK, "ncols": 5}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", **style)
 
 
@@ -124,26 +112,6 @@ def _plain(axis: Axis, values: Sequence[float | int]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _name(ax: Axes, lines: Sequence[Line]) -> None:
-    """A name beside every point: in the panel and over no other name or point, if there is such a place."""
-    places = {line.name: (line.x[0], line.y[0]) for line in lines}
-    at = {name: ax.transData.transform(place) for name, place in places.items()}
-    taken = {name: Bbox.from_extents(*(where - 5), *(where + 5)) for name, where in at.items()}
-    for line in sorted(lines, key=lambda line: -line.y[0]):
-        style = {"color": to_rgb(line.tint), "fontsize": 9, "textcoords": "offset points", "in_layout": False}
-        for (right, up), side in product(((8, -3), (7, 6), (7, -12), (7, 16), (7, -22)), ("left", "right")):
-            offset = (right if side == "left" else -right, up)
-            written = ax.annotate(line.name, places[line.name], offset, ha=side, **style)
-            box = written.get_window_extent()
-            inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1
-            if inside and not any(box.overlaps(other) for name, other in taken.items() if name != line.name):
-                break
-            written.remove()
-        else:
-            written = ax.annotate(line.name, places[line.name], (-7, 6), ha="right", **style)
-        taken[f"name of {line.name}"] = written.get_window_extent()
-
-
 def bars(table: pd.DataFrame, keys: Sequence[str], tints: dict[str, str]) -> Figure:
     """Frechet distance (with its spread over sampling seeds, if there were several) and KID (with its spread over
     subsets) of every row, best first; a dashed line is the floor.
@@ -167,24 +135,6 @@ def bars(table: pd.DataFrame, keys: Sequence[str], tints: dict[str, str]) -> Fig
         ax.set_xlim(min(0, 1.5 * floor), 1.18 * max((values + errors).max(), floor))
         ax.tick_params(axis="y", length=0, labelsize=9)
         ax.grid(axis="y", visible=False)
-    return figure
-
-
-def codebook(counts: dict[str, list[int]], perplexity: dict[str, float], tints: dict[str, str]) -> Figure:
-    """How often each code occurs, the most frequent first; dashed: if all occurred equally often.
-
-    Args:
-        counts: of every family, falling.
-        perplexity: of these frequencies.
-    """
-    figure = Figure(figsize=(9, 2.7 * len(counts)), layout="constrained", dpi=130)
-    for ax, (f, times) in zip(figure.subplots(len(counts), 1, squeeze=False).ravel(), counts.items(), strict=True):
-        _dress(ax, f"{f}: perplexity {short(perplexity[f])} of {len(times)} codes; dashed: even share")
-        ax.bar(range(1, len(times) + 1), times, width=1.0, color=tints[f])
-        ax.axhline(np.mean(times), color=INK, linestyle="--", linewidth=1)
-        ax.set_xlim(0.5, len(times) + 0.5)
-        ax.set_xlabel("codes, the most frequent first", **LABEL)
-        ax.set_ylabel("times in test images", **LABEL)
     return figure
 
 

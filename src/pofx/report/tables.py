@@ -30,50 +30,43 @@ MANIFOLD = ("precision", "recall", "density", "coverage")
 NAMES = {"floor": FLOOR} | LINES
 
 
-def leaderboard(models: tuple[str, ...], metrics: Metrics) -> pd.DataFrame:
-    """The table as text: floor and Gaussians first, then the rows by their Frechet distance. Columns that no row has a
-    number for are left out."""
+def board(models: tuple[str, ...], metrics: Metrics) -> list[Cells]:
+    """All that was measured of rows: floor and Gaussians first, then the rows by their Frechet distance. Columns that
+    no row has a number for are left out."""
     fd, kid, spread = distance_keys(metrics)
     fixed = ["floor", *lines(metrics)]
     values, drawn = table(models, metrics, fixed[1:]), seeds(metrics, fd)
     values = pd.concat([values.loc[fixed], values.drop(index=fixed).sort_values(fd)])
-    values = values.reindex(columns=dict.fromkeys([*values.columns, "bpd", "bpd_stderr"]))
-    means = zip(values.index, values[fd], values[f"{fd}_spread"], strict=True)
-    return pd.DataFrame(
+    return [
         {
-            "model": values.index.map(lambda name: NAMES.get(name, name)),
-            fd: [mean(value, std, len(drawn.get(row, ()))) for row, value, std in means],
-            kid: list(map(between, values[kid], values[spread])),
-            "bits/dim": list(map(between, values["bpd"], values["bpd_stderr"])),
-            **{heading: values[key].map(form) for heading, key, form in COLUMNS if key in values},
-            "trained on": values["device"].fillna(""),
-        },
-        index=values.index,
-    )
+            "model": (NAMES.get(name, name), name),
+            fd: (mean(row[fd], row[f"{fd}_spread"], len(drawn.get(name, ()))), _last(row[fd])),
+            kid: _spread(row[kid], row[spread]),
+            "bits/dim": _spread(row.get("bpd", math.nan), row.get("bpd_stderr", math.nan)),
+            **{heading: _number(row[key], form) for heading, key, form in COLUMNS if key in values},
+            "trained on": _word("" if pd.isna(row["device"]) else row["device"]),
+        }
+        for name, row in values.iterrows()
+    ]
+
+
+def leaderboard(models: tuple[str, ...], metrics: Metrics) -> pd.DataFrame:
+    """`board` as text, a line for each row."""
+    cells = board(models, metrics)
+    return shown(cells).set_index(pd.Index([row["model"][1] for row in cells]))
 
 
 def leading(models: tuple[str, ...], metrics: Metrics) -> list[Cells]:
     """The columns of the leaderboard that a page has room for."""
-    return _picked(models, metrics, [*distance_keys(metrics)[:2], "bits/dim", *LEADING])
+    wanted = ("model", *distance_keys(metrics)[:2], "bits/dim", *LEADING)
+    return [{c: row[c] for c in wanted if c in row} for row in board(models, metrics)]
 
 
 def costs(models: tuple[str, ...], metrics: Metrics) -> list[Cells]:
     """What training and drawing cost: the rest of the leaderboard, of those rows alone that a model has."""
-    picked = _picked(models, metrics, [heading for heading, *_ in COLUMNS if heading != "test loss"] + ["trained on"])
-    return picked[1 + len(lines(metrics)) :]
-
-
-def _picked(models: tuple[str, ...], metrics: Metrics, columns: Sequence[str]) -> list[Cells]:
-    board, values = leaderboard(models, metrics), table(models, metrics, lines(metrics))
-    keys = {"bits/dim": "bpd"} | {heading: key for heading, key, _ in COLUMNS}
-
-    def cell(name: str, column: str) -> Cell:
-        if column == "trained on":
-            return _word(board.at[name, column])
-        return board.at[name, column], _last(values.get(keys.get(column, column), {}).get(name, math.nan))
-
-    shown = [column for column in columns if column in board]
-    return [{"model": (board.at[name, "model"], name)} | {c: cell(name, c) for c in shown} for name in board.index]
+    left_out = (*distance_keys(metrics)[:2], "bits/dim", "test loss")
+    rows = board(models, metrics)[1 + len(lines(metrics)) :]
+    return [{c: cell for c, cell in row.items() if c not in left_out} for row in rows]
 
 
 def sampled(models: tuple[str, ...], metrics: Metrics) -> list[Cells]:
@@ -94,8 +87,8 @@ def brief(models: tuple[str, ...], metrics: Metrics) -> str:
     """The columns of the leaderboard that fit a terminal."""
     fd, kid, _ = distance_keys(metrics)
     columns = ["model", fd, kid, "bits/dim", "training", "training img/s", "s per 1,000 samples"]
-    board = leaderboard(models, metrics)[columns].rename(columns={"s per 1,000 samples": "s per 1,000"})
-    return board.to_markdown(index=False, tablefmt="simple")
+    picked = leaderboard(models, metrics)[columns].rename(columns={"s per 1,000 samples": "s per 1,000"})
+    return picked.to_markdown(index=False, tablefmt="simple")
 
 
 def probes(models: Sequence[str], metrics: Metrics) -> list[Cells]:
@@ -225,10 +218,12 @@ def codes(models: Sequence[str], metrics: Metrics) -> list[Cells]:
     return coded
 
 
+def shown(cells: list[Cells]) -> pd.DataFrame:
+    return pd.DataFrame([{column: cell for column, (cell, _) in row.items()} for row in cells])
+
+
 def markdown(cells: list[Cells]) -> str:
-    """What is shown of a table."""
-    frame = pd.DataFrame([{column: cell for column, (cell, _) in row.items()} for row in cells])
-    return frame.to_markdown(index=False, disable_numparse=True)
+    return shown(cells).to_markdown(index=False, disable_numparse=True)
 
 
 def _of(metrics: Metrics, key: str, row: str) -> float:
