@@ -18,23 +18,24 @@ from tools import compose
 ROOT = Path(__file__).resolve().parents[1]
 N = 64
 FAMILIES = ("vae", "ebm", "ncsn", "ddpm", "edm", "vqprior")
+NET = {"channels": 8, "multipliers": [1, 2], "attention": [], "patch": 4}
 TINY = [
-    "scale=laptop", f"data.sprites.n_train={N}", f"data.sprites.n_test={N}", f"sample.n={N}", "sample.seeds=2",
+    "ebm-igebm", f"data.sprites.n_train={N}", f"data.sprites.n_test={N}", f"sample.n={N}", "sample.seeds=2",
     f"fid.n_reference={N}", "fid.batch=32", "fid.kid_subsets=2", "fid.kid_subset_size=32",
-    "vae.channels=[8,8,8]", "vae.latent=8",
-    "vqvae.channels=8", "vqvae.codes=8", "vqvae.dim=4", "vqprior.width=8", "vqprior.layers=1",
-    "ebm=igebm", "ebm.net.channels=8", "ebm.net.patch=4", "ebm.buffer=64", "ebm.chain=2",
-    "ncsn.n_sigmas=4", "sample.ebm.chain=2", "sample.ncsn.step_size=null", "sample.ddpm.steps=3", "sample.edm.steps=3",
-    *(f"{f}.net.{k}={v}" for f in ("ncsn", "ddpm", "edm") for k, v in
-      {"channels": 8, "multipliers": [1, 2], "attention": [], "patch": 4}.items()),
+    "vae.channels=[8,8,8]", "vae.latent=8", "vqvae.channels=8", "vqvae.codes=8", "vqvae.dim=4",
+    "vqprior.width=8", "vqprior.layers=1",
+    "ebm.net.channels=8", "ebm.net.patch=4", "ebm.contrast.buffer=64", "ebm.chain=2",
+    *(f"{f}.net.{key}={value}" for f in ("ncsn", "ddpm", "edm") for key, value in NET.items()), "ncsn.n_sigmas=4",
+    "sample.ebm.chain=2", "sample.ddpm.steps=3", "sample.edm.steps=3",
     "likelihood.images=4", "likelihood.importance=2", "likelihood.terms=3", "likelihood.ode_steps=2",
     "sweep.n=16", "sweep.samplers=[ddim]", "sweep.steps=[2]",
     "energy.n=16", "energy.images=32", "energy.chains=[0,2]",
-    *(f"{f}.train.{k}={v}" for f in (*FAMILIES, "vqvae") for k, v in
-      {"images": 800 if f == "ebm" else 64, "batch": 16, "rows": 100, "save_seconds": 0, "preview_rows": 0,
+    "train.save_seconds=0.0",
+    *(f"{f}.train.{key}={value}" for f in (*FAMILIES, "vqvae") for key, value in
+      {"images": 800 if f == "ebm" else 64, "batch": 16, "rows": 100, "preview_rows": 0,
        "validation": 16 if f == "vqprior" else 0}.items()),
 ]  # fmt: skip
-CHAIN = "train_{0} sample@{0} fid@{0} report"
+CHAIN = "check train_{0} sample@{0} fid@{0} report"
 DENOISER = f"{CHAIN} sweep@{{0}}"
 ENERGY = f"{CHAIN} energy@{{0}}"
 
@@ -178,12 +179,24 @@ def test_one_family_and_back(clone: Clone):
     clone.restore()
 
 
+def test_a_row_that_is_added_is_drawn_alone(clone: Clone):
+    before = clone.bytes("samples/edm/edm.npy", "metrics/sweep/edm.json")
+    output = clone("dvc exp run -n row -S +rows.edm.fast.steps=2")
+    assert ran(output) == {"check", "sample@edm", "fid@edm", "report"}
+    assert set(re.findall(r"^(sample|features) (\S+):", output, re.MULTILINE)) == {
+        (what, f"edm-fast{seed}") for what in ("sample", "features") for seed in ("", ".seed1")
+    }
+    assert clone.bytes("samples/edm/edm.npy", "metrics/sweep/edm.json") == before
+    assert "edm-fast" in json.loads((clone.folder / "metrics/summary.json").read_text())["fd_effnet"]
+    clone.restore()
+
+
 def test_a_typo_stops_before_anything_is_lost(clone: Clone):
     text = clone.params.read_text()
     clone.params.write_text(text.replace("n_sigmas:", "n_sigma:"))
     output = clone("dvc repro", code=1)
     assert "error: unknown key 'n_sigma' in ncsn: did you mean n_sigmas?" in output and "Traceback" not in output
-    assert ran(output) == {"train_ncsn"}
+    assert ran(output) == {"check"}
     clone.params.write_text(text)
     assert ran(clone("dvc repro")) == set()
     assert clone("git status --porcelain") == ""

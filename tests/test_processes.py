@@ -99,6 +99,7 @@ def work(folder: Path) -> None:
     keep(train(STOPPED, folder / "alone"), folder, "one and two")
     os.chdir(folder / "measured")
     sample.main("vae")
+    dist.barrier()  # the first process writes, and the stages are two commands elsewhere
     fid.main("vae")
 
 
@@ -140,7 +141,7 @@ def two(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     measurable(folder / "measured")
     stopped(folder / "alone", by=0)
-    process = start(__file__, folder, NPROC="2")
+    process = start(__file__, folder, NPROC="2", DVC_ROOT=str(folder))  # of its own, also what it keeps of rows
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert output.count("train from the beginning") == len(CASES) + 1, "the first alone speaks"
@@ -175,6 +176,8 @@ def test_a_run_goes_on_with_another_number_of_processes(two):
 def test_two_processes_draw_and_measure_as_one(two, tmp_path, monkeypatch):
     measurable(tmp_path)
     monkeypatch.chdir(tmp_path)
+    for stage in (sample, fid):
+        monkeypatch.setattr(stage, "RUNS", tmp_path / "runs")
     config.params.cache_clear()
     sample.main("vae")
     fid.main("vae")
