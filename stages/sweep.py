@@ -47,7 +47,7 @@ def main(name: str) -> None:
     half = model.precision == "bf16"  # the network alone, as in the stage that samples
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
         strip, along = denoising.strip(model, own, noise("sample", ROWS), COLUMNS)  # of the first images of sample@
-        noisy, shown = denoising.noisy(model, few, noise("ladder", len(few)), COLUMNS)
+        noisy, shown = denoising.noisy(model, few, noise("noisy", len(few)), COLUMNS)
         between = denoising.interpolation(model, own, noise("interpolation", 2 * ROWS), COLUMNS, STEPS)
         levels = denoising.errors(model, images, noise("errors", len(images)), LEVELS)
         largest, some = model.sigma_range[1], min(cfg.n, own.batch)
@@ -56,7 +56,7 @@ def main(name: str) -> None:
         points = sweep.settings(own, cfg)
         rows, drawn = settings.draw(model, points, cfg.n, lambda start, stop: noise("sweep", stop, start))
     save_grid(strip, folder / "strip.png", columns=len(along) + 1)
-    save_grid(noisy, folder / "ladder.png", columns=len(shown))
+    save_grid(noisy, folder / "noisy.png", columns=len(shown))
     save_grid(between, folder / "interpolation.png", columns=COLUMNS)
 
     net = extractor.build(fid, RUNS / "weights", RUNS.parent, device)
@@ -64,7 +64,7 @@ def main(name: str) -> None:
     reference.score(settings.accepted(rows), drawn)
     protocol = reference.protocol(cfg.n) | {"test_images": len(images), "device": machine.name(device)}
     record = {"n": cfg.n, "keys": net.keys, "protocol": protocol, "sigma_range": model.sigma_range, "rows": rows}
-    record |= {"levels": levels, "strip": along, "ladder": shown}
+    record |= {"levels": levels, "strip": along, "noisy": shown}
     files.write_json(Path(f"metrics/sweep/{name}.json"), record)
 
 
