@@ -59,7 +59,7 @@ def test_results_are_kept_and_listed(finished):
         "run.json", "params.yaml", "samples.npz", "samples.png", "cost.png",
     }  # fmt: skip
     assert not list((finished / "results").glob(".*"))
-    page = results.page([run])
+    page = runs.markdown([run])
     numbers = ("1,500", "5.432 ± 0.010", "| 2,000 ", "11 min 44 s")
     for needed in (*numbers, "## sprites-laptop", "| ncsn", "results/sprites-laptop/samples.png", "cost.png"):
         assert needed in page, needed
@@ -98,7 +98,7 @@ def test_pages_say_what_was_dropped_and_why(finished):
     tree = files.read_json(folder / "run.json")
     tree["card"]["dropped"] = {"recon_ssim": "it had another range"}
     files.write_json(folder / "run.json", tree)
-    page = results.page([runs.Run(folder), runs.Run(folder)])
+    page = runs.markdown([runs.Run(folder), runs.Run(folder)])
     assert page.count("recon_ssim: it had another range.") == 1
 
 
@@ -135,11 +135,11 @@ def test_scores_of_energies_are_listed_where_a_run_has_them(finished):
 
 
 def test_pictures_besides_samples_are_shown_where_a_run_has_them(finished):
-    assert "pictures.png" not in results.page([kept(finished)])
+    assert "pictures.png" not in runs.markdown([kept(finished)])
     images = np.zeros((24, 3, SIZE, SIZE), np.uint8)
     save_grid(images, finished / "plots/fid/vae/reconstructions.png", columns=6)
     folder = results.save("a", finished)
-    assert results.page([runs.Run(folder)]).count("../results/a/pictures.png") == 1
+    assert runs.markdown([runs.Run(folder)]).count("../results/a/pictures.png") == 1
     line = np.asarray(grid(images[:12], 6))
     assert np.array_equal(np.asarray(Image.open(folder / "pictures.png").convert("RGB"))[-len(line) :], line)
 

@@ -24,7 +24,7 @@ from PIL import Image
 from pofx.base import files, provenance
 from pofx.base.errors import UserError
 from pofx.base.images import grid
-from pofx.report import metrics, plots, tables, text
+from pofx.report import metrics, plots
 from stages import ROOT, run
 from tools import runs
 
@@ -34,15 +34,7 @@ PICTURES = {  # what families show besides samples: file -> what it is, and how 
     "fid/{}/reconstructions": ("test images, and below each its reconstruction", 2),
     "energy/{}/inpainting": ("a part hidden, three draws, the original", 2),
 }
-ALT = {
-    "samples": "test images and samples",
-    "pictures": "reconstructions and inpainting",
-    "cost": "distance against cost",
-    "nfe": "KID against network evaluations",
-    "chain": "distance against Langevin steps",
-}
 USAGE = "usage: python -m tools.results [save NAME]"
-COLUMNS = ("bits/dim", "training", "s per 1,000 samples", "NFE")
 
 
 def save(name: str, root: Path) -> Path:
@@ -131,50 +123,13 @@ def first_lines(models: tuple[str, ...], folder: Path, height: int) -> dict[str,
     return out
 
 
-def page(kept: list[runs.Run]) -> str:
-    """docs/results.md for these runs."""
-    head = (
-        "# Results\n\nWritten by `python -m tools.results` from `results/`.\n"
-        "[All rows in one sortable table](results.html), with further tables of every run (open it in a browser).\n\n"
-        "Smaller is better for distances and bits/dim. ± after KID: standard deviation over subsets; after bits/dim:\n"
-        "standard error over test images; after a Frechet distance: standard deviation over sampling seeds.\n"
-        "Compare Frechet distances only at equal data and N. They live in the features of EfficientNet-Lite0, so they\n"
-        "are not comparable with published Inception FIDs. `params.yaml` of a run brings it back."
-    )
-    dropped = {key: reason for run in kept for key, reason in run.card["dropped"].items()}
-    if dropped:
-        head += "\n\nMissing, because it was computed wrongly and no weights were kept to measure again:\n\n"
-        head += "\n".join(f"- {key}: {reason}." for key, reason in dropped.items())
-    summary = pd.DataFrame([_summary(run) for run in kept])
-    return "\n\n".join([head, summary.to_markdown(index=False, disable_numparse=True), *map(_chapter, kept)]) + "\n"
-
-
-def _summary(run: runs.Run) -> dict[str, str]:
-    card, protocol = run.card, run.metrics["protocol"][run.models[0]]
-    return {
-        "run": f"[{run.name}](#{run.name.replace('.', '')})",
-        "N": f"{protocol['n']:,}",
-        "date": card["date"],
-        "machine": ", ".join(card["device"]),
-        "revision": card["git"].replace(card["git"][12:40], "") or "unknown",  # and whether there were changes
-        "training and drawing": text.clock(card["seconds"]),
-    }
-
-
-def _chapter(run: runs.Run) -> str:
-    fd, kid, _ = metrics.distance_keys(run.metrics)
-    board = [{column: row[column] for column in ("model", fd, kid, *COLUMNS)} for row in run.board]
-    figures = [f"![{words}](../results/{run.name}/{name}.png)" for name, words in ALT.items() if name in run.pictures]
-    return "\n\n".join([f"## {run.name}", tables.markdown(board), *figures])
-
-
 def main(*words: str) -> None:
     if words and (len(words) != 2 or words[0] != "save"):
         raise UserError(USAGE)
     if words:
         print(f"kept: {save(words[1], ROOT).relative_to(ROOT)}")
     kept = [runs.Run(path.parent) for path in sorted((ROOT / "results").glob("*/run.json"))]
-    for name, content in (("results.md", page(kept)), ("results.html", runs.html(kept))):
+    for name, content in (("results.md", runs.markdown(kept)), ("results.html", runs.html(kept))):
         with files.atomic(ROOT / "docs" / name) as file:
             file.write(content.encode())
     print(f"written: docs/results.md, docs/results.html ({len(kept)} runs)")

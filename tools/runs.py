@@ -1,6 +1,6 @@
-"""Kept runs (results/<name>/), and docs/results.html: all of them in one table and one chart.
+"""Kept runs (results/<name>/), and the two documents that list them.
 
-Called by `python -m tools.results`. No library is embedded, unlike in the report: the page is small, and in git.
+Called by `python -m tools.results`. docs/results.html embeds no library, unlike the report: it is small, and in git.
 """
 
 import math
@@ -16,9 +16,18 @@ from ruamel.yaml import YAML
 from pofx.base import files
 from pofx.report import charts, metrics, page, plots, tables
 from pofx.report.metrics import FLOOR
+from pofx.report.text import clock
 
 TEXTS = ("data", "scale", "row", "reference", "machine")
 COMPARABLE = ("data", "N", "reference")  # distances of rows that agree in these may be compared
+COLUMNS = ("bits/dim", "training", "s per 1,000 samples", "NFE")  # of the tables in Markdown, after the distances
+PICTURES = {  # of a run, as far as it has them: file -> what it shows
+    "samples": "test images and samples",
+    "pictures": "reconstructions and inpainting",
+    "cost": "distance against cost",
+    "nfe": "KID against network evaluations",
+    "chain": "distance against Langevin steps",
+}
 SCALES = r"(?:scale=|\s)(laptop|gpu|paper|hour|night)\b"
 
 
@@ -48,6 +57,20 @@ class Run:
     def scale(self) -> str:
         named = re.search(SCALES, self.card["made"])
         return named[1] if named else "unknown"
+
+    @property
+    def revision(self) -> str:
+        """Twelve digits of the commit, and whether there were changes."""
+        commit, comma, changes = self.card["git"].partition(",")
+        return commit[:12] + comma + changes or "unknown"
+
+    @property
+    def n(self) -> int:
+        return self.metrics["protocol"][self.models[0]]["n"]
+
+    def markdown(self) -> str:
+        columns = ("model", *metrics.distance_keys(self.metrics)[:2], *COLUMNS)
+        return tables.markdown([{column: row[column] for column in columns} for row in self.board])
 
     def further(self) -> dict[str, list[tables.Cells]]:
         """Tables beside the leaderboard: heading -> cells, none where nothing was measured."""
@@ -82,8 +105,15 @@ def rows(run: Run) -> list[tables.Cells]:
     return out
 
 
+def markdown(kept: list[Run]) -> str:
+    """docs/results.md for these runs."""
+    dropped = {key: reason for run in kept for key, reason in run.card["dropped"].items()}
+    template = page.template("results.md.j2", Path(__file__).parent)
+    return template.render(runs=kept, dropped=dropped, pictures=PICTURES, clock=clock)
+
+
 def html(kept: list[Run]) -> str:
-    """The page for these runs."""
+    """docs/results.html for these runs."""
     listed = [row for run in kept for row in rows(run)]
     listed.sort(key=lambda row: [row[key][1] for key in (*COMPARABLE, "Frechet distance")])
     listed = _floors_once(listed)

@@ -84,6 +84,12 @@ if (zoom) {
   const step = by => { const buttons = visible(); enlarge(buttons.at((buttons.indexOf(current) + by) % buttons.length)); };
   const grow = by => { scale = Math.min(12, Math.max(1, scale + by)); size(); };
 
+  large.addEventListener("load", () => {  // not decode(): that fails where the next picture is chosen meanwhile
+    const room = Math.min((stage.clientWidth - 32) / large.naturalWidth, (stage.clientHeight - 32) / large.naturalHeight);
+    scale = Math.floor(room);
+    grow(0);
+  });
+
   function enlarge(button) {
     const picture = button.querySelector("img"), drawn = picture.closest(".pixels, .tiles") !== null;
     current = button;
@@ -92,11 +98,6 @@ if (zoom) {
     large.classList.toggle("pixels", drawn);
     zoom.classList.toggle("paper", picture.closest(".exploration") !== null);
     document.getElementById("zoom-title").textContent = picture.alt;
-    large.decode().then(() => {
-      const room = Math.min((stage.clientWidth - 32) / large.naturalWidth, (stage.clientHeight - 32) / large.naturalHeight);
-      scale = Math.floor(room);
-      grow(0);
-    });
   }
   const keys = { ArrowLeft: () => step(-1), ArrowRight: () => step(1), "+": () => grow(1), "=": () => grow(1), "-": () => grow(-1) };
   zoom.addEventListener("keydown", event => {
