@@ -74,7 +74,7 @@ def test_starting_over_leaves_no_preview_of_an_earlier_run(images, monkeypatch):
     (folder,) = slots()
     assert sorted(path.stem for path in folder.glob("*.npy")) == ["000000000016", "000000000032"]
     files.write_npy(folder / "000000000008.npy", np.zeros((16, 3, 32, 32), np.uint8))
-    monkeypatch.setenv("FRESH", "1")
+    monkeypatch.setattr(stage, "FRESH", True)
     run(TINY)
     assert sorted(path.stem for path in folder.glob("*.npy")) == ["000000000016", "000000000032"]
 
