@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from dvc.exceptions import InvalidArgumentError
+from dvc.utils.hydra import apply_overrides
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -273,6 +275,13 @@ def test_check(path, value, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_row_by_another_sampler_inherits_nothing_that_this_one_does_not_read():
+    composed("paper", "rows.ddpm.fast={sampler: ddim, steps: 20}")  # the first row's variance is ancestral's
+    composed("ncsn-v1", "rows.ncsn.heun={sampler: heun, steps: 20}")
+    with pytest.raises(UserError, match="variance is not read by ddim"):
+        composed("paper", "rows.ddpm.fast={sampler: ddim, steps: 20, variance: large}")
+
+
 def test_empty_sections_are_valid():
     tree = composed()
     drawn = {"n": 1000, "seeds": 1} | {name: {} for name in config.family_names()}
@@ -292,6 +301,32 @@ def test_the_stage_writes_the_same_whatever_the_values(here: Path):
 
 
 # --- -S words for DVC
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("ncsn.n_sigmas=232", None),
+        ("+ddpm.train.clip=1", None),
+        ("++edm.train.lr=1e-3", None),
+        ("+rows.edm.fast.steps=8", None),
+        ("~rows.vae.mixture", None),
+        ("fid.bach=5", "Could not override 'fid.bach'"),  # refused by DVC
+        ("+fid.bach=5", "unknown key 'bach' in fid: did you mean batch"),  # refused by the stage
+        ("+ddpm.train.clop=1", "unknown key 'clop' in ddpm.train: did you mean clip"),
+    ],
+)
+def test_experiments_set_any_parameter(here: Path, word, message):
+    """As `dvc exp run -S` does it."""
+    compose.main()
+    try:
+        apply_overrides("params.yaml", [word])
+        check.main()
+    except (UserError, InvalidArgumentError) as error:
+        found = f"{error} {error.__cause__}"
+        assert message is not None and message in found, found
+    else:
+        assert message is None
 
 
 def override(now: dict, flags: str) -> dict:

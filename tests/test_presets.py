@@ -1,4 +1,4 @@
-"""Every preset as large as it is: its model is built and takes one optimiser step. Chains alone are cut short."""
+"""Every preset as large as it is: its model is built and takes one step of the optimiser; chains are cut short."""
 
 import dataclasses
 from pathlib import Path

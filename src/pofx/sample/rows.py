@@ -6,7 +6,7 @@ from typing import Any
 from pofx.base import config
 from pofx.base.errors import UserError
 from pofx.models import store
-from pofx.sample.samplers import Sample
+from pofx.sample.samplers import READS, Sample
 
 
 def kind(family: str) -> type:
@@ -33,8 +33,16 @@ def rows(family: str, own: Any, more: Any) -> dict[str, Any]:
             raise UserError(f"{where}: {word!r} cannot name a row: use small letters and digits")
         if not isinstance(differs, dict) or not differs:
             raise UserError(f"{where}.{word} = {differs!r} should say what differs from sample.{family}, key by key")
-        found[f"{family}-{word}"] = config.build(kind(family), own | differs, f"{where}.{word}")
+        found[f"{family}-{word}"] = config.build(kind(family), _inherited(own, differs) | differs, f"{where}.{word}")
     return found
+
+
+def _inherited(own: dict[str, Any], differs: dict[str, Any]) -> dict[str, Any]:
+    """What a row takes over from the first; of a setting that samplers do not share, only what its own reads."""
+    if "sampler" not in differs:
+        return own
+    unread = set().union(*READS.values()) - READS.get(differs["sampler"], set())
+    return {key: value for key, value in own.items() if key not in unread}
 
 
 def stems(row: str, seeds: int) -> list[str]:
