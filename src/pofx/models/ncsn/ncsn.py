@@ -19,7 +19,7 @@ from pofx.base import rng
 from pofx.base.images import to_model
 from pofx.models import schedules
 from pofx.models.denoiser import SIGMA_DATA, Denoiser, from_denoised, per_image, precondition
-from pofx.models.family import Shape, Terms
+from pofx.models.family import Images, Shape, Terms
 from pofx.models.ncsn.refinenet import RefineNet
 from pofx.models.unet import UNet, UNetConfig
 
@@ -74,7 +74,7 @@ class Model(Denoiser):
                   f"may lose its way between them; raise ncsn.n_sigmas = {self.cfg.n_sigmas}")  # fmt: skip
         return {"largest_distance": largest, "overlap": overlap}
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Terms:
+    def forward(self, x: Images) -> Terms:
         if self.cfg.continuous:
             smallest, largest = self.sigma_range
             sigma = smallest * (largest / smallest) ** rng.batch(torch.rand, len(x), device=x.device)
@@ -87,15 +87,13 @@ class Model(Denoiser):
         weight = 1 + (sigma / SIGMA_DATA) ** 2 if self.cfg.weighting == "karras" else 1.0
         return {"loss": weight * dsm, "dsm_per_pixel": dsm / x[0].numel()}
 
-    def scaled_score(self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+    def scaled_score(self, x: Images, sigma: Float[Tensor, " b"]) -> Images:
         """sigma s(x, sigma) = (D - x) / sigma, of order one at every noise level (Tweedie's formula)."""
         wide = sigma[:, None, None, None]
         denoised = precondition(self.net, x, wide, prediction=PREDICTION[self.cfg.output])
         return from_denoised("scaled_score", denoised, x, wide)
 
-    def denoise(
-        self, x: Float[Tensor, "b c h w"], sigma: float, net: nn.Module | None = None
-    ) -> Float[Tensor, "b c h w"]:
+    def denoise(self, x: Images, sigma: float, net: nn.Module | None = None) -> Images:
         return precondition(net or self.net, x, per_image(sigma, x), prediction=PREDICTION[self.cfg.output])
 
 
