@@ -25,7 +25,7 @@ from pofx.base.rng import BLOCK, Noise, fold
 from pofx.models import store
 from pofx.models.family import Family
 from pofx.sample import cost, drawing
-from pofx.sample.counted import counted
+from pofx.sample.cost import counted
 from pofx.sample.rows import rows, stems
 
 CODE = ("stages", "src/pofx/base", "src/pofx/models", "src/pofx/sample")  # that decides what is drawn

@@ -6,8 +6,7 @@ import torch
 from conftest import build, small
 
 from pofx.base.images import to_model, to_uint8
-from pofx.models import latent
-from pofx.models.family import Latent
+from pofx.models.family import Latent, active, kl
 from pofx.sample.interpolation import lerp, slerp
 from pofx.score import codes
 from pofx.score.batches import Batches
@@ -55,15 +54,15 @@ def images() -> np.ndarray:
 def test_a_unit_that_does_not_move_is_not_in_use(images):
     mean, log_var = codes.posterior(LINEAR, images, Batches(7, CPU))
     assert mean.shape == log_var.shape == (24, 4)
-    assert latent.active(mean).tolist() == [True, True, True, False]
-    assert latent.kl(mean, log_var).mean(0).argmax() == 3, "but it has the largest KL"
+    assert active(mean).tolist() == [True, True, True, False]
+    assert kl(mean, log_var).mean(0).argmax() == 3, "but it has the largest KL"
 
 
 def test_kl_is_that_of_the_library():
     mean, log_var = torch.randn(2, 5, 3)
     q = torch.distributions.Normal(mean, (0.5 * log_var).exp())
     prior = torch.distributions.Normal(0.0, 1.0)
-    assert torch.allclose(latent.kl(mean, log_var), torch.distributions.kl_divergence(q, prior), atol=1e-6)
+    assert torch.allclose(kl(mean, log_var), torch.distributions.kl_divergence(q, prior), atol=1e-6)
 
 
 def test_a_traversal_moves_one_unit_alone_and_the_largest_kl_comes_first(images):

@@ -17,7 +17,7 @@ from pofx.base.rng import Noise
 from pofx.models.ebm.network import EnergyConfig
 from pofx.models.family import Sampled
 from pofx.sample import cost, drawing
-from pofx.sample.counted import counted
+from pofx.sample.cost import counted
 from pofx.sample.rows import rows
 
 CPU = torch.device("cpu")

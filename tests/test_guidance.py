@@ -12,7 +12,7 @@ from pofx.base.errors import UserError
 from pofx.base.rng import Noise
 from pofx.models import store
 from pofx.models.denoiser import Denoiser
-from pofx.sample.counted import counted
+from pofx.sample.cost import counted
 from pofx.sample.drawing import draw, guided
 from pofx.sample.samplers import Sample
 from pofx.train import loop

@@ -63,7 +63,7 @@ def grey(n: int, shape=(3, 8, 8)) -> torch.Tensor:
 
 
 def rising(low: float, high: float, steps: int) -> list[float]:
-    return noise.geometric(low, high, steps + 1).tolist()
+    return np.geomspace(low, high, steps + 1).tolist()
 
 
 def bits(nats: torch.Tensor, dims: int) -> torch.Tensor:
@@ -285,7 +285,7 @@ def test_weights_of_the_terms_have_expectation_one():
 
 def test_the_standard_error_is_that_of_repeated_measurements():
     """Images are independent of each other, though many share an evaluation."""
-    x, levels = grey(1, (3, 2, 2)).expand(8, 3, 2, 2), noise.geometric(50.0, 0.05, 40)
+    x, levels = grey(1, (3, 2, 2)).expand(8, 3, 2, 2), np.geomspace(50.0, 0.05, 40)
     runs = torch.stack([likelihood.bound(Known(gaussian(S), levels), x, 3, 8, seed) for seed in range(200)])
     stated = runs.std(1).square().mean().sqrt() / math.sqrt(8)
     assert runs.mean(1).std().item() == pytest.approx(stated.item(), rel=0.2)

@@ -11,7 +11,7 @@ from pofx.base.images import to_model
 from pofx.models import store
 from pofx.models.family import Featured
 from pofx.models.features import inside
-from pofx.sample.counted import counted
+from pofx.sample.cost import counted
 from pofx.score import probe
 from pofx.score.batches import Batches
 

@@ -18,7 +18,7 @@ from pofx.models import denoiser, schedules
 from pofx.models.denoiser import Denoiser
 from pofx.models.ebm import chains
 from pofx.sample import spacing
-from pofx.sample.counted import counted
+from pofx.sample.cost import counted
 from pofx.sample.drawing import draw
 from pofx.sample.rows import rows
 from pofx.sample.samplers import READS, SAMPLERS, Sample
@@ -30,13 +30,13 @@ D = 3 * 32 * 32
 
 
 def test_technique4_gives_the_published_step_size():
-    levels = schedules.geometric(50.0, 0.01, 232)
+    levels = np.geomspace(50.0, 0.01, 232)
     assert spacing.technique4(levels[0] / levels[1], 5) * 0.01**2 == pytest.approx(6.18e-6, abs=0.01e-6)
     assert spacing.technique4(levels[0] / levels[1], 1) * 0.01**2 == pytest.approx(7.11e-6, abs=0.01e-6)
 
 
 def test_levels_are_geometric():
-    levels = schedules.geometric(50.0, 0.01, 232)
+    levels = np.geomspace(50.0, 0.01, 232)
     assert len(levels) == 232
     assert (levels[0], levels[-1]) == pytest.approx((50, 0.01))
     assert levels[:-1] / levels[1:] == pytest.approx(1.03756, abs=1e-5)
@@ -45,7 +45,7 @@ def test_levels_are_geometric():
 def test_overlap_of_the_published_schedules():
     """Technique 2: 232 levels overlap by 0.567, some 219 would by a half, the ten levels of 2019 not at all."""
     for count, largest, want in ((232, 50.0, 0.567), (219, 50.0, 0.5), (964, 50.0, 0.99), (10, 1.0, 0.0)):
-        levels = schedules.geometric(largest, 0.01, count)
+        levels = np.geomspace(largest, 0.01, count)
         assert schedules.overlap(levels[0] / levels[1], D) == pytest.approx(want, abs=0.005)
 
 
@@ -139,9 +139,9 @@ WAYS = {  # sampler, its levels, and how far its steps leave the standard deviat
     "ddim with noise": (Sample(sampler="ddim", eta=0.5), spacing.by_index(LINEAR, "uniform", 400), 0.02),
     "ancestral small": (Sample(sampler="ancestral"), LINEAR, 0.01),
     "ancestral large": (Sample(sampler="ancestral", variance="large"), LINEAR, 0.01),
-    "langevin": (Sample(sampler="langevin", langevin_steps=10), schedules.geometric(10.0, 0.01, 200), 0.05),
-    "consistent": (Sample(sampler="consistent"), schedules.geometric(10.0, 0.01, 200), 0.02),
-    "predictor_corrector": (Sample(sampler="predictor_corrector"), schedules.geometric(10.0, 0.01, 200), 0.02),
+    "langevin": (Sample(sampler="langevin", langevin_steps=10), np.geomspace(10.0, 0.01, 200), 0.05),
+    "consistent": (Sample(sampler="consistent"), np.geomspace(10.0, 0.01, 200), 0.02),
+    "predictor_corrector": (Sample(sampler="predictor_corrector"), np.geomspace(10.0, 0.01, 200), 0.02),
 }
 
 
@@ -164,7 +164,7 @@ def test_second_order_samplers_are_of_second_order():
     """Twice the steps, a quarter of the error (a half for ddim): against the exact solution of the flow."""
 
     def error(sampler: str, n: int) -> float:
-        levels = schedules.geometric(10.0, 0.01, n)
+        levels = np.geomspace(10.0, 0.01, n)
         cfg, x = Sample(sampler=sampler, denoise=False), torch.full((1, 1), 10.0, dtype=torch.float64)
         got = SAMPLERS[sampler](lambda x, sigma: gaussian(x, sigma, 0.0), Noise(0, 0, 1), x, levels.tolist(), cfg)
         return abs(got.item() - 10.0 * math.sqrt((0.5**2 + 0.01**2) / (0.5**2 + 10.0**2)))
@@ -190,7 +190,7 @@ def test_without_the_last_step_the_noise_of_the_last_level_is_left(way):
 
 
 def test_langevin_without_the_last_step_leaves_what_its_levels_settle_at():
-    levels = schedules.geometric(10.0, 0.1, 100)
+    levels = np.geomspace(10.0, 0.1, 100)
     left = down(point, levels, Sample(sampler="langevin", langevin_steps=5, step_size=0.1 * 0.05**2, denoise=False))
     g, decay, q = levels[0] / levels[1], 0.9**10, 0.2 / (1 - 0.81)
     variance = (1 - decay) * q / (1 - decay * g**2)  # of the level's own
@@ -224,7 +224,7 @@ def test_a_langevin_step_by_hand():
 
 
 def test_consistent_sampling_leaves_exactly_the_noise_of_the_level_at_any_valid_step():
-    levels = schedules.geometric(10.0, 0.1, 20)  # ratio 0.785: valid steps lie in 0.215..1.785
+    levels = np.geomspace(10.0, 0.1, 20)  # ratio 0.785: valid steps lie in 0.215..1.785
     for last in (5, 20):
         eta = 0.3 * (levels[last - 1] / 2) ** 2
         left = down(point, levels[:last], Sample(sampler="consistent", step_size=eta, denoise=False))
@@ -295,7 +295,7 @@ def test_evaluations_of_each_sampler():
     for sampler, cost in want.items():
         several = {"langevin_steps": 3} if "langevin_steps" in READS[sampler] else {}
         with counted([net]) as calls:
-            down(net, schedules.geometric(10.0, 0.1, 10), Sample(sampler=sampler, **several), n=1)
+            down(net, np.geomspace(10.0, 0.1, 10), Sample(sampler=sampler, **several), n=1)
         assert calls[0] == cost, sampler
 
 
@@ -316,7 +316,7 @@ def test_denoised_images_are_clipped_when_asked():
     ],
 )
 def test_what_is_known_to_fail_is_refused_with_the_reason(change, says):
-    model = Oracle(point, (0.04, 60.0), schedules.geometric(60.0, 0.04, 50))
+    model = Oracle(point, (0.04, 60.0), np.geomspace(60.0, 0.04, 50))
     with pytest.raises(UserError, match=says):
         draw(model, Noise(0, 0, 1), Sample(**change))
 

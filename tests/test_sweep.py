@@ -53,7 +53,7 @@ def images() -> torch.Tensor:
 def test_levels_are_at_equal_ratios_or_those_of_training():
     free = denoising.levels(Gaussian(), 8)
     assert np.allclose(np.diff(np.log(free)), math.log(2000) / 7) and free[0] == 0.01
-    trained = noise.geometric(20.0, 0.01, 5)
+    trained = np.geomspace(20.0, 0.01, 5)
     assert np.allclose(denoising.levels(Gaussian(trained), 16), trained[::-1])
     assert set(denoising.levels(Gaussian(noise.preserving("linear", 1000)), 8)) <= set(noise.preserving("linear", 1000))
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pofx.base import rng
 from pofx.models.denoiser import Denoiser, from_denoised, to_denoised
-from pofx.models.family import Shape, Terms
+from pofx.models.family import Images, Shape, Terms
 from pofx.models.schedules import preserving
 from pofx.models.unet import UNet, UNetConfig
 
@@ -41,22 +41,18 @@ class Model(Denoiser):
         rising = torch.tensor(self.levels[::-1].copy(), dtype=torch.float32)  # by time step
         self.register_buffer("sigmas", rising, persistent=False)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Terms:
+    def forward(self, x: Images) -> Terms:
         t = rng.randint(len(self.sigmas), len(x), device=x.device)
         sigma = self.sigmas[t][:, None, None, None]
         noisy = x + sigma * rng.randn_like(x)
         target = from_denoised(self.cfg.prediction, x, noisy, sigma)
         return {"loss": (self.predict(noisy, t.float(), sigma) - target).square().flatten(1).mean(1)}
 
-    def predict(
-        self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], sigma: Tensor | float, net: nn.Module | None = None
-    ) -> Float[Tensor, "b c h w"]:
+    def predict(self, x: Images, t: Float[Tensor, " b"], sigma: Tensor | float, net: nn.Module | None = None) -> Images:
         """The network's answer for x = x0 + sigma z; its input is x_t, of variance about one at every step."""
         return (net or self.net)(x / (1 + sigma**2) ** 0.5, t).float()
 
-    def denoise(
-        self, x: Float[Tensor, "b c h w"], sigma: float, net: nn.Module | None = None
-    ) -> Float[Tensor, "b c h w"]:
+    def denoise(self, x: Images, sigma: float, net: nn.Module | None = None) -> Images:
         """D(x, sigma). Noise levels between two of the chain get the time step between."""
         t = np.interp(np.log(sigma), np.log(self.levels[::-1]), np.arange(len(self.levels)))
         out = self.predict(x, torch.full((len(x),), float(t), device=x.device), sigma, net)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pofx.base.rng import Noise
-from pofx.models.family import Featured, Shape
+from pofx.models.family import Featured, Images, Shape
 from pofx.models.features import PROBED, inside
 from pofx.models.schedules import Levels
 
@@ -45,9 +45,7 @@ class Denoiser(Featured):
         self.guide = copy.deepcopy(net).requires_grad_(False) if cfg.guide else None
 
     @abc.abstractmethod
-    def denoise(
-        self, x: Float[Tensor, "b c h w"], sigma: float, net: nn.Module | None = None
-    ) -> Float[Tensor, "b c h w"]:
+    def denoise(self, x: Images, sigma: float, net: nn.Module | None = None) -> Images:
         """D(x, sigma) at one noise level for all images; by `net` in place of the family's own network, if given."""
 
     def preview(self, noise: Noise) -> Float[Tensor, "n c h w"]:
@@ -70,7 +68,7 @@ class Denoiser(Featured):
     def layer(self) -> str:
         return f"deepest map of the network at sigma {self._probed():.3g}, averaged to 2x2"
 
-    def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+    def features(self, x: Images) -> Float[Tensor, "b d"]:
         """Of images without noise, though the network is given a small noise level: nothing random is in them."""
         return inside(self.net.deepest, lambda: self.denoise(x, self._probed()))
 
@@ -80,11 +78,11 @@ class Denoiser(Featured):
 
 def precondition(
     net: nn.Module,
-    x: Float[Tensor, "b c h w"],
+    x: Images,
     sigma: Float[Tensor, "b 1 1 1"],
     sigma_data: float = SIGMA_DATA,
     prediction: Prediction | None = None,
-) -> Float[Tensor, "b c h w"]:
+) -> Images:
     """EDM's preconditioning (Karras et al. 2022, arXiv 2206.00364, equation 7 and table 1):
 
         D(x, sigma) = c_skip x + c_out F(c_in x, c_noise),   c_skip = sigma_data^2 / (sigma^2 + sigma_data^2),
@@ -135,6 +133,6 @@ def from_denoised(kind: Prediction, denoised: Tensor, x: Tensor, sigma: Tensor |
     return denoised
 
 
-def per_image(sigma: float, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 1 1"]:
+def per_image(sigma: float, x: Images) -> Float[Tensor, "b 1 1 1"]:
     """One noise level for all images."""
     return torch.full((len(x), 1, 1, 1), sigma, device=x.device)

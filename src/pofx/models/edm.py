@@ -12,12 +12,11 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt, Lt
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from pofx.base import rng
 from pofx.models.denoiser import SIGMA_DATA, Denoiser, loss_weight, per_image, precondition
-from pofx.models.family import Shape, Terms
+from pofx.models.family import Images, Shape, Terms
 from pofx.models.unet import UNet, UNetConfig
 
 
@@ -43,13 +42,11 @@ class Model(Denoiser):
         super().__init__(cfg, shape, UNet(cfg.net, shape, "sigma"))
         self.sigma_range = (cfg.sigma_min, cfg.sigma_max)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Terms:
+    def forward(self, x: Images) -> Terms:
         cfg = self.cfg
         sigma = (cfg.log_mean + cfg.log_std * rng.batch(torch.randn, len(x), 1, 1, 1, device=x.device)).exp()
         denoised = precondition(self.net, x + sigma * rng.randn_like(x), sigma, cfg.sigma_data)
         return {"loss": (loss_weight(sigma, cfg.sigma_data) * (denoised - x).square()).flatten(1).mean(1)}
 
-    def denoise(
-        self, x: Float[Tensor, "b c h w"], sigma: float, net: nn.Module | None = None
-    ) -> Float[Tensor, "b c h w"]:
+    def denoise(self, x: Images, sigma: float, net: nn.Module | None = None) -> Images:
         return precondition(net or self.net, x, per_image(sigma, x), self.cfg.sigma_data)

@@ -1,10 +1,8 @@
 """The contract: what every family of generative models is.
 
 A family is one file or folder of models/ with two names: `Config`, a frozen dataclass with defaults, and `Model`, built
-as Model(cfg, shape). The shape (channels, height, width) is that of the data. A denoiser inherits `Denoiser`
-(models/denoiser.py). Any other family inherits `Sampled`, and its file has a third name: `Sample`, how to draw.
-
-What only some families have is a class of its own below. `isinstance` is how the scores ask what a family can do.
+as Model(cfg, shape). A denoiser inherits `Denoiser` (models/denoiser.py). Any other family inherits `Sampled`, and its
+file has a third name: `Sample`, how to draw. What only some families can do is a class of its own, for `isinstance`.
 """
 
 import abc
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 
 from pofx.base.rng import Noise
 
+Images = Float[Tensor, "b c h w"]  # in [-1, 1]
 Shape = tuple[int, int, int]  # channels, height, width
 Terms = dict[str, Tensor]  # "loss": (b,); others (b,) or (), for the curves; "alarm_..." and "warn_...": () bool
 
@@ -24,10 +23,9 @@ Terms = dict[str, Tensor]  # "loss": (b,); others (b,) or (), for the curves; "a
 class Family(nn.Module, abc.ABC):
     """A generative model of images in [-1, 1].
 
-    State that must survive a restart is a parameter or a persistent buffer. What the config determines is a
-    non-persistent buffer. Random numbers that belong to images come from pofx.base.rng, statistics of a batch go
-    through pofx.base.dist: several processes may share it. A family touches no files (but in `fetch`), devices or
-    autocast. It changes its buffers only in train mode and in `finish`.
+    State that must survive a restart is a parameter or a persistent buffer. Random numbers of images come from
+    pofx.base.rng, statistics of a batch go through pofx.base.dist: several processes may share it. A family touches no
+    files (but in `fetch`), devices or autocast. It changes its buffers only in train mode and in `finish`.
 
     Attributes:
         cfg: the Config that it was built from.
@@ -39,8 +37,8 @@ class Family(nn.Module, abc.ABC):
     net: nn.Module
     precision: Literal["fp32", "bf16"] = "fp32"
     second_order = False  # whether training takes second derivatives, which PyTorch does not compile
-    # What it means, and what to do, when forward returns a true "alarm_<name>" in any step of a row of the curve, which
-    # rolls the training back or ends it, or a true "warn_<name>" in more than half of them, which is said once.
+    # What it means, and what to do, when forward returns a true "alarm_<name>" in any step of a row of the curve (it
+    # rolls the training back or ends it), or a true "warn_<name>" in more than half of them (it is printed once).
     alarms: Mapping[str, str] = {}
     warnings: Mapping[str, str] = {}
 
@@ -49,7 +47,7 @@ class Family(nn.Module, abc.ABC):
         self.cfg, self.shape = cfg, shape
 
     @abc.abstractmethod
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Terms:
+    def forward(self, x: Images) -> Terms:
         """The loss of every image, and whatever is worth a curve."""
 
     @abc.abstractmethod
@@ -60,17 +58,13 @@ class Family(nn.Module, abc.ABC):
         """`net`, and further networks whose calls are counted as evaluations too."""
         return [self.net]
 
-    def validate(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    def validate(self, x: Images) -> Float[Tensor, " b"]:
         """The loss of held-out images, in eval mode under no_grad, without what else `forward` computes."""
         return self(x)["loss"]
 
     def fetch(self, cache: Path, base: Path) -> None:
-        """Bring what training alone needs and the model's file will not hold, such as a frozen network of the loss.
-
-        Args:
-            cache: folder that keeps what comes from a URL.
-            base: folder at which relative paths start.
-        """
+        """Load what training alone needs, such as a frozen network of the loss: from the folder `cache`, which keeps
+        what comes from a URL, or from a path relative to `base`."""
         return None
 
     def prepare(self, images: UInt8[Tensor, "n c h w"], batch: int) -> dict[str, float]:
@@ -100,7 +94,7 @@ class Featured(Family):
     layer: str  # where they are taken, in words
 
     @abc.abstractmethod
-    def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+    def features(self, x: Images) -> Float[Tensor, "b d"]:
         """Without randomness."""
 
 
@@ -108,33 +102,43 @@ class Coded(Featured):
     """A family that encodes images."""
 
     @abc.abstractmethod
-    def encode(self, x: Float[Tensor, "b c h w"]) -> Tensor:
+    def encode(self, x: Images) -> Tensor:
         """The code of every image, without randomness."""
 
     @abc.abstractmethod
-    def decode(self, code: Tensor) -> Float[Tensor, "b c h w"]:
+    def decode(self, code: Tensor) -> Images:
         """The images of codes."""
 
-    def reconstruct(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def reconstruct(self, x: Images) -> Images:
         """Images as they come back from their codes."""
         return self.decode(self.encode(x))
 
 
 class Latent(Coded):
-    """A family whose code is Gaussian, with N(0, I) as its prior."""
+    """A family whose code is Gaussian, q(z|x) = N(mean, diag exp(log_var)), with N(0, I) as its prior."""
 
     layer = "mean of the code"
 
     @abc.abstractmethod
-    def posterior(self, x: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b latent"], Float[Tensor, "b latent"]]:
+    def posterior(self, x: Images) -> tuple[Float[Tensor, "b latent"], Float[Tensor, "b latent"]]:
         """Mean and log variance of q(z|x)."""
 
-    def encode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b latent"]:
+    def encode(self, x: Images) -> Float[Tensor, "b latent"]:
         """The mean of q(z|x)."""
         return self.posterior(x)[0]
 
-    def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b latent"]:
+    def features(self, x: Images) -> Float[Tensor, "b latent"]:
         return self.encode(x)
+
+
+def kl(mean: Float[Tensor, "b latent"], log_var: Float[Tensor, "b latent"]) -> Float[Tensor, "b latent"]:
+    """KL( q(z|x) || N(0, I) ) of every unit of a Gaussian code, in nats."""
+    return 0.5 * (mean.square() + log_var.exp() - log_var - 1)
+
+
+def active(mean: Float[Tensor, "n latent"]) -> Bool[Tensor, " latent"]:
+    """The units in use: the mean of q(z|x) has a variance over images above 0.01 (Burda et al. 2016)."""
+    return mean.var(0, correction=0) > 0.01
 
 
 class Bounded(Family):
@@ -145,7 +149,7 @@ class ImportanceWeighted(Bounded):
     """A family with the importance-weighted bound, which is tighter (Burda et al. 2016, arXiv 1509.00519)."""
 
     @abc.abstractmethod
-    def log_weights(self, x: Float[Tensor, "b c h w"], k: int) -> Float[Tensor, "k b"]:
+    def log_weights(self, x: Images, k: int) -> Float[Tensor, "k b"]:
         """log p(x, z) / q(z|x) in nats for k codes z ~ q(z|x) an image, p(x, z) a probability of grey levels."""
 
 
@@ -153,7 +157,7 @@ class EnergyBased(Sampled, Featured):
     """A family with an energy E(x), p(x) ~ exp(-E(x)), and MCMC chains. Its Sample has `chain`, their steps."""
 
     @abc.abstractmethod
-    def energy(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    def energy(self, x: Images) -> Float[Tensor, " b"]:
         """Lower is likelier, up to a constant that is the same for all images."""
 
     @abc.abstractmethod
@@ -161,11 +165,9 @@ class EnergyBased(Sampled, Featured):
         """Where the chains of `sample` start, their states on the way, and the samples."""
 
     @abc.abstractmethod
-    def inpaint(
-        self, x: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b 1 h w"], noise: Noise, cfg: Any
-    ) -> Float[Tensor, "b c h w"]:
+    def inpaint(self, x: Images, mask: Bool[Tensor, "b 1 h w"], noise: Noise, cfg: Any) -> Images:
         """Images with the pixels of x where `mask` is true, and the others drawn given these."""
 
     @abc.abstractmethod
-    def restore(self, x: Float[Tensor, "b c h w"], sigma: float, noise: Noise, cfg: Any) -> Float[Tensor, "b c h w"]:
+    def restore(self, x: Images, sigma: float, noise: Noise, cfg: Any) -> Images:
         """What chains make of images with Gaussian noise of standard deviation `sigma`, from where they are."""

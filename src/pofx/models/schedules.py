@@ -9,11 +9,6 @@ from jaxtyping import Float64
 Levels = Float64[np.ndarray, " _"]
 
 
-def geometric(largest: float, smallest: float, n: int) -> Levels:
-    """`n` noise levels from `largest` down to `smallest` at equal ratios."""
-    return np.geomspace(largest, smallest, n)
-
-
 def preserving(schedule: Literal["linear", "cosine"], n: int) -> Levels:
     """The `n` noise levels of a variance-preserving chain, falling: sigma^2 = (1 - abar) / abar.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pofx.base.errors import UserError
 from pofx.base.rng import Dropout
-from pofx.models.family import Shape
+from pofx.models.family import Images, Shape
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -189,7 +189,7 @@ class UNet(nn.Module):
         """The layer that puts out the last map of the smallest side."""
         return self.middle[-1]
 
-    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, x: Images, t: Float[Tensor, " b"]) -> Images:
         """`t` names the noise level, in the unit of `time`; it need not be one that was trained on."""
         e = self.embed(t)
         h = self.first(self.fold(x))

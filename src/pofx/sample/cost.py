@@ -1,8 +1,11 @@
 """What drawing costs, counted rather than timed: the same on every machine."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -12,8 +15,24 @@ from pofx.models.family import Family
 from pofx.sample import drawing
 
 
+@contextmanager
+def counted(networks: list[nn.Module]) -> Iterator[list[int]]:
+    """Count the calls of the networks in the block: the one-element list holds their number."""
+    calls = [0]
+
+    def count(*_) -> None:
+        calls[0] += 1
+
+    handles = [net.register_forward_pre_hook(count) for net in networks]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class Counter(TorchDispatchMode):
-    """Adds up what PyTorch's formulas say of every operation. PyTorch's own FlopCounterMode tells modules apart, which
+    """Adds up what PyTorch's formulas say of every operation. PyTorch's own FlopCounterMode separates modules, which
     fails at gradients with respect to a network's input, and loads the compiler, which takes longer than the count."""
 
     def __init__(self):
@@ -34,8 +53,8 @@ class Counter(TorchDispatchMode):
 def gflop(model: Family, cfg: Any, device: torch.device) -> dict[str, float]:
     """Billions of floating-point operations for one image that is drawn by `cfg`, a Sample.
 
-    Convolutions, matrix products and attention are counted, a multiplication and an addition as two; norms, activations
-    and whatever else works element by element are not.
+    Convolutions, matrix products and attention are counted, a multiplication and an addition as two. Operations on
+    single elements, such as activations, are not.
 
     Returns:
         sample_gflop: of drawing it, by the network and all else: gradients, guides, decoders.

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
@@ -9,7 +10,6 @@ from pofx.base.errors import UserError
 from pofx.base.rng import Noise
 from pofx.models.denoiser import Denoiser
 from pofx.models.family import Family, Sampled
-from pofx.models.schedules import geometric
 from pofx.sample import samplers, spacing
 from pofx.sample.samplers import Denoise, Sample
 
@@ -32,7 +32,7 @@ def follow(
 ) -> Float[Tensor, "n c h w"]:
     """Images from pure noise by the sampler of `cfg` along the noise levels of `model`, denoised by `denoise`.
 
-    `start` gives the standard normal numbers to begin with in place of those of `noise`.
+    `start`: the standard normal numbers to begin with, in place of those of `noise`.
     """
     levels = choose_levels(model, cfg)
     if cfg.sampler == "ancestral" and cfg.variance == "large" and len(levels) < FEWEST_FIXED_LARGE:
@@ -72,9 +72,7 @@ def choose_levels(model: Denoiser, cfg: Sample) -> list[float]:
     if cfg.spacing == "karras":
         return spacing.karras(largest, smallest, cfg.steps, cfg.rho).tolist()
     if cfg.spacing == "geometric":
-        return geometric(largest, smallest, cfg.steps).tolist()
+        return np.geomspace(largest, smallest, cfg.steps).tolist()
     if model.levels is None:
-        raise UserError(
-            f"spacing {cfg.spacing} counts along trained noise levels, and this family has none: use karras"
-        )
+        raise UserError(f"spacing {cfg.spacing} counts along trained noise levels, which this family lacks: use karras")
     return spacing.by_index(model.levels, cfg.spacing, cfg.steps).tolist()

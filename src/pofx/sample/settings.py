@@ -14,7 +14,7 @@ from pofx.base.progress import Bar
 from pofx.base.rng import Noise
 from pofx.models.family import Family
 from pofx.sample import drawing
-from pofx.sample.counted import counted
+from pofx.sample.cost import counted
 
 Row = dict[str, Any]
 Images = UInt8[np.ndarray, "_ 3 h w"]  # of test images there may be fewer than of samples

@@ -6,8 +6,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from pofx.base.images import to_uint8
-from pofx.models import latent
-from pofx.models.family import Coded, Latent
+from pofx.models.family import Coded, Latent, active, kl
 from pofx.sample.interpolation import lerp, slerp
 from pofx.score.batches import Batches
 
@@ -59,8 +58,8 @@ def traversals(model: Latent, mean: Code, log_var: Code, values: list[float], ro
     Returns:
         A row a unit, of those in use the `rows` with the largest KL over the images, largest first; a column a value.
     """
-    order = latent.kl(mean, log_var).mean(0).argsort(descending=True, stable=True)
-    units = order[latent.active(mean)[order]][:rows]
+    order = kl(mean, log_var).mean(0).argsort(descending=True, stable=True)
+    units = order[active(mean)[order]][:rows]
     z = mean[0].repeat(len(units), len(values), 1)
     for i, unit in enumerate(units):
         z[i, :, unit] = z.new_tensor(values)

@@ -13,7 +13,6 @@ from torch import Tensor
 from pofx.base.images import to_model, to_uint8
 from pofx.base.rng import Noise
 from pofx.models.denoiser import SIGMA_DATA, Denoiser
-from pofx.models.schedules import geometric
 from pofx.sample import drawing
 from pofx.sample.interpolation import slerp
 from pofx.sample.samplers import Sample
@@ -25,7 +24,7 @@ def levels(model: Denoiser, n: int) -> list[float]:
     """`n` noise levels over the model's range at equal ratios, rising. Of a model that was trained on certain levels
     they are the nearest of these, each once."""
     smallest, largest = model.sigma_range
-    sigmas = geometric(smallest, largest, n)
+    sigmas = np.geomspace(smallest, largest, n)
     if model.levels is not None:
         nearest = np.abs(np.log(model.levels)[:, None] - np.log(sigmas)).argmin(0)
         sigmas = np.unique(model.levels[nearest])

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from annotated_types import Ge, MinLen
 from jaxtyping import Bool, Float, Float64, UInt8
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from pofx.base.errors import UserError
@@ -108,6 +107,8 @@ def scores(
 def auroc(inside: Float[np.ndarray, " n"], outside: Float[np.ndarray, " m"]) -> float:
     """Share of pairs in which the energy of `outside` is the higher one, ties by half: the area under the ROC curve of
     the energy as a score for being no data. Below 0.5 the model finds the others likelier than the data."""
+    from sklearn.metrics import roc_auc_score  # late: slow to import, and stages.check reads this module
+
     truth = np.repeat([0, 1], [len(inside), len(outside)])
     return float(roc_auc_score(truth, np.concatenate([inside, outside])))
 

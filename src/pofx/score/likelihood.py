@@ -25,7 +25,6 @@ from pofx.base import rng
 from pofx.base.errors import UserError
 from pofx.base.progress import Bar
 from pofx.base.rng import Noise, fold
-from pofx.models import schedules
 from pofx.models.denoiser import SIGMA_DATA, Denoiser
 from pofx.models.family import Bounded, Family, ImportanceWeighted
 from pofx.models.pixels.gaussian import BIN, dequantised
@@ -230,7 +229,7 @@ def flow(model: Denoiser, x: Float[Tensor, "n *shape"], steps: int, batch: int, 
     with rng.per_image(Noise(seed, 0, len(x), x.device)):
         x = dequantised(x)
         probe = 2 * rng.batch(partial(torch.randint, 2), *x.shape, dtype=x.dtype) - 1
-    sigmas = schedules.geometric(*model.sigma_range, steps + 1).tolist()
+    sigmas = np.geomspace(*model.sigma_range, steps + 1).tolist()
     parts = list(zip(x.split(batch), probe.split(batch), strict=True))
     nats = torch.cat([log_density(model.denoise, sigmas, *part) for part in Bar(parts, desc="bits/dim", unit="batch")])
     return -nats / (x[0].numel() * math.log(2)) - math.log2(BIN)

@@ -12,8 +12,6 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge
 from jaxtyping import Float, Int64, UInt8
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from pofx.base.errors import UserError
 from pofx.models.family import Featured
@@ -82,6 +80,10 @@ def accuracy(features: list[Features], labels: tuple[Labels, Labels], key: str) 
 
     Features are standardised by the training images, a tenth of which chooses the penalty and is not fitted.
     """
+    # Late: slow to import, and stages.check reads this module.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     n = len(features[0])
     fitted = n - n // HELD_OUT
     mean, width = features[0][:fitted].mean(0), features[0][:fitted].std(0)

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, UInt8
-from skimage.metrics import structural_similarity
 
 from pofx.base.images import to_model
 from pofx.models.family import Coded
@@ -59,6 +58,8 @@ def ssim(x: Exact, y: Exact) -> Float64[np.ndarray, " n"]:
     would have a mean of zero. scikit-image is given all images as one, below each other, and the pixels whose window
     reaches into another image are left out, as it leaves out those at the edge of a single image.
     """
+    from skimage.metrics import structural_similarity  # late: slow to import, and stages.check reads this module
+
     parts = []
     for start in range(0, len(x), PART):
         one, other = ((v[start : start + PART] + 1) / 2 for v in (x, y))

@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from annotated_types import Ge, Gt, Lt
 from jaxtyping import Float, UInt8
@@ -17,10 +18,10 @@ from torch import Tensor, nn
 
 from pofx.base import rng
 from pofx.base.images import to_model
-from pofx.models import schedules
 from pofx.models.denoiser import SIGMA_DATA, Denoiser, from_denoised, per_image, precondition
-from pofx.models.family import Shape, Terms
+from pofx.models.family import Images, Shape, Terms
 from pofx.models.ncsn.refinenet import RefineNet
+from pofx.models.schedules import overlap
 from pofx.models.unet import UNet, UNetConfig
 
 UNITS = 2  # from images on [0, 1] to [-1, 1]
@@ -55,7 +56,7 @@ class Model(Denoiser):
         else:
             net = RefineNet(cfg.net.channels, cfg.network == "refinenet_conditional", cfg.net.patch, shape)
         super().__init__(cfg, shape, net)
-        self.levels = schedules.geometric(UNITS * cfg.sigma_max, UNITS * cfg.sigma_min, cfg.n_sigmas)
+        self.levels = np.geomspace(UNITS * cfg.sigma_max, UNITS * cfg.sigma_min, cfg.n_sigmas)
         self.sigma_range = (float(self.levels[-1]), float(self.levels[0]))
         self.likelihood = "flow" if cfg.continuous else None
         self.register_buffer("sigmas", torch.tensor(self.levels, dtype=torch.float32), persistent=False)
@@ -65,16 +66,16 @@ class Model(Denoiser):
         and the overlap C of neighbouring levels (Technique 2)."""
         some = to_model(images[:3000]).flatten(1) / UNITS
         largest = torch.cdist(some, some).max().item()
-        overlap = schedules.overlap(self.levels[0] / self.levels[1], some.shape[1])
+        share = overlap(self.levels[0] / self.levels[1], some.shape[1])
         if self.cfg.sigma_max < WIDE_ENOUGH * largest:
             _warn(f"ncsn.sigma_max = {self.cfg.sigma_max:g} is far below the largest distance between two images, "
                   f"{largest:.1f}: samples will lack variety; set it to about that distance")  # fmt: skip
-        if overlap < FEWEST_OVERLAP:
-            _warn(f"neighbouring noise levels overlap by C = {overlap:.2f}, below {FEWEST_OVERLAP}: Langevin dynamics "
+        if share < FEWEST_OVERLAP:
+            _warn(f"neighbouring noise levels overlap by C = {share:.2f}, below {FEWEST_OVERLAP}: Langevin dynamics "
                   f"may lose its way between them; raise ncsn.n_sigmas = {self.cfg.n_sigmas}")  # fmt: skip
-        return {"largest_distance": largest, "overlap": overlap}
+        return {"largest_distance": largest, "overlap": share}
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Terms:
+    def forward(self, x: Images) -> Terms:
         if self.cfg.continuous:
             smallest, largest = self.sigma_range
             sigma = smallest * (largest / smallest) ** rng.batch(torch.rand, len(x), device=x.device)
@@ -82,20 +83,18 @@ class Model(Denoiser):
             sigma = self.sigmas[rng.randint(len(self.sigmas), len(x), device=x.device)]
         z = rng.randn_like(x)
         dsm = 0.5 * (self.scaled_score(x + sigma[:, None, None, None] * z, sigma) + z).square().flatten(1).sum(1)
-        # "karras": equal weight for what the network itself has to get right at every level (arXiv 2206.00364, eq. 7
-        # ff.). The published weight leaves the coarse levels, where place and colour are decided, to long training.
+        # "karras": the network's own error weighs the same at every level (arXiv 2206.00364, eq. 7 ff.). The published
+        # weight leaves the coarse levels, where place and colour are decided, to long training.
         weight = 1 + (sigma / SIGMA_DATA) ** 2 if self.cfg.weighting == "karras" else 1.0
         return {"loss": weight * dsm, "dsm_per_pixel": dsm / x[0].numel()}
 
-    def scaled_score(self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+    def scaled_score(self, x: Images, sigma: Float[Tensor, " b"]) -> Images:
         """sigma s(x, sigma) = (D - x) / sigma, of order one at every noise level (Tweedie's formula)."""
         wide = sigma[:, None, None, None]
         denoised = precondition(self.net, x, wide, prediction=PREDICTION[self.cfg.output])
         return from_denoised("scaled_score", denoised, x, wide)
 
-    def denoise(
-        self, x: Float[Tensor, "b c h w"], sigma: float, net: nn.Module | None = None
-    ) -> Float[Tensor, "b c h w"]:
+    def denoise(self, x: Images, sigma: float, net: nn.Module | None = None) -> Images:
         return precondition(net or self.net, x, per_image(sigma, x), prediction=PREDICTION[self.cfg.output])
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pofx.base.errors import UserError
-from pofx.models.family import Shape
+from pofx.models.family import Images, Shape
 from pofx.models.unet import Fourier
 
 # Width of the embedding of the noise level. Each of v1's 71 norms has a linear layer of its own on it: at this width
@@ -42,7 +42,7 @@ class InstanceNormPlus(nn.Module):
             nn.init.normal_(self.vary.weight[: 2 * channels], std=0.06)
             nn.init.zeros_(self.vary.weight[2 * channels :])
 
-    def forward(self, x: Float[Tensor, "b c h w"], e: Float[Tensor, "b d"] | None) -> Float[Tensor, "b c h w"]:
+    def forward(self, x: Images, e: Float[Tensor, "b d"] | None) -> Images:
         affine = self.start if self.vary is None else self.start + self.vary(e)
         gamma, alpha, beta = affine.view(-1, 3, self.channels, 1, 1).unbind(1)
         # Written out, not F.instance_norm, which leaves channels_last. Statistics in float32 also under autocast. The
@@ -199,7 +199,7 @@ class RefineNet(nn.Module):
         """The layer that puts out the first fused map, of the most dilated stage."""
         return self.blocks[0]
 
-    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, x: Images, t: Float[Tensor, " b"]) -> Images:
         """`t` names the noise level, as for `UNet`: any real number, of order one. Without effect in v2."""
         e = None if self.embed is None else self.embed(t)
         h, kept = self.first(self.fold(x)), []

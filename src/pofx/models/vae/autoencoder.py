@@ -1,4 +1,8 @@
-"""Encoder and decoder of a VAE: down to a small map by halving the side once a level, mirrored on the way up."""
+"""Encoder and decoder of a VAE: down to a small map by halving the side once a level, mirrored on the way up.
+
+With `blocks` 0 each level is one stride-2 convolution. Else it has that many residual blocks before its side is halved,
+and after it is doubled, by repetition and a convolution.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +11,7 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pofx.models.family import Shape
+from pofx.models.family import Images, Shape
 
 
 def _smallest(shape: Shape, channels: Sequence[int]) -> Shape:
@@ -15,38 +19,9 @@ def _smallest(shape: Shape, channels: Sequence[int]) -> Shape:
     return channels[-1], shape[1] >> len(channels), shape[2] >> len(channels)
 
 
-def _norm(channels: int) -> nn.Module:
+def _active(channels: int) -> list[nn.Module]:
     # GroupNorm, not BatchNorm: the model is the same in training and in evaluation.
-    return nn.GroupNorm(min(8, channels // 4), channels)
-
-
-class Encoder(nn.Module):
-    """(b, c, h, w) -> (b, 2 latent): means and log variances, by one stride-2 convolution a stage."""
-
-    def __init__(self, shape: Shape, channels: Sequence[int], latent: int):
-        super().__init__()
-        layers: list[nn.Module] = []
-        for before, after in pairwise([shape[0], *channels]):
-            layers += [nn.Conv2d(before, after, 4, 2, 1), _norm(after), nn.SiLU()]
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(math.prod(_smallest(shape, channels)), 2 * latent))
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b twice_latent"]:
-        return self.layers(x)
-
-
-class Decoder(nn.Module):
-    """(b, latent) -> (b, out, h, w): the mean of the image, or whatever `out` parameters describe a pixel."""
-
-    def __init__(self, shape: Shape, channels: Sequence[int], latent: int, out: int):
-        super().__init__()
-        up, small = list(channels)[::-1], _smallest(shape, channels)
-        layers: list[nn.Module] = [nn.Linear(latent, math.prod(small)), nn.Unflatten(1, small)]
-        for before, after in zip(up, [*up[1:], up[-1]], strict=True):
-            layers += [_norm(before), nn.SiLU(), nn.ConvTranspose2d(before, after, 4, 2, 1)]
-        self.layers = nn.Sequential(*layers, _norm(up[-1]), nn.SiLU(), nn.Conv2d(up[-1], out, 3, 1, 1))
-
-    def forward(self, z: Float[Tensor, "b latent"]) -> Float[Tensor, "b out h w"]:
-        return self.layers(z)
+    return [nn.GroupNorm(min(8, channels // 4), channels), nn.SiLU()]
 
 
 class Residual(nn.Module):
@@ -54,41 +29,49 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.layers = nn.Sequential(*(
-            layer for _ in range(2) for layer in (_norm(channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, 1, 1))
-        ))  # fmt: skip
-        nn.init.zeros_(self.layers[-1].weight)  # the branch starts as nothing, the network as a shallow one
+        first, second = (nn.Conv2d(channels, channels, 3, 1, 1) for _ in range(2))
+        self.layers = nn.Sequential(*_active(channels), first, *_active(channels), second)
+        nn.init.zeros_(second.weight)  # the branch starts as nothing, the network as a shallow one
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
 
 
-class ResnetEncoder(nn.Module):
-    """As Encoder, with `blocks` residual blocks at every level before it is halved by a stride-2 convolution."""
+class Encoder(nn.Module):
+    """(b, c, h, w) -> (b, 2 latent): means and log variances."""
 
     def __init__(self, shape: Shape, channels: Sequence[int], blocks: int, latent: int):
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(shape[0], channels[0], 3, 1, 1)]
-        for now, after in pairwise([*channels, channels[-1]]):
-            layers += [*(Residual(now) for _ in range(blocks)), nn.Conv2d(now, after, 3, 2, 1)]
-        flat = nn.Linear(math.prod(_smallest(shape, channels)), 2 * latent)
-        self.layers = nn.Sequential(*layers, _norm(channels[-1]), nn.SiLU(), nn.Flatten(), flat)
+        layers: list[nn.Module] = []
+        if blocks:
+            layers += [nn.Conv2d(shape[0], channels[0], 3, 1, 1)]
+            for now, after in pairwise([*channels, channels[-1]]):
+                layers += [*(Residual(now) for _ in range(blocks)), nn.Conv2d(now, after, 3, 2, 1)]
+            layers += _active(channels[-1])
+        else:
+            for before, after in pairwise([shape[0], *channels]):
+                layers += [nn.Conv2d(before, after, 4, 2, 1), *_active(after)]
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(math.prod(_smallest(shape, channels)), 2 * latent))
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b twice_latent"]:
+    def forward(self, x: Images) -> Float[Tensor, "b twice_latent"]:
         return self.layers(x)
 
 
-class ResnetDecoder(nn.Module):
-    """As Decoder, the encoder's levels backwards: each is doubled by repetition and a convolution before its blocks."""
+class Decoder(nn.Module):
+    """(b, latent) -> (b, out, h, w): the mean of the image, or whatever `out` parameters describe a pixel."""
 
     def __init__(self, shape: Shape, channels: Sequence[int], blocks: int, latent: int, out: int):
         super().__init__()
         up, small = list(channels)[::-1], _smallest(shape, channels)
         layers: list[nn.Module] = [nn.Linear(latent, math.prod(small)), nn.Unflatten(1, small)]
-        for before, now in pairwise([up[0], *up]):
-            layers += [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(before, now, 3, 1, 1)]
-            layers += [Residual(now) for _ in range(blocks)]
-        self.layers = nn.Sequential(*layers, _norm(up[-1]), nn.SiLU(), nn.Conv2d(up[-1], out, 3, 1, 1))
+        if blocks:
+            for before, now in pairwise([up[0], *up]):
+                layers += [nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(before, now, 3, 1, 1)]
+                layers += [Residual(now) for _ in range(blocks)]
+        else:
+            for before, after in pairwise([*up, up[-1]]):
+                layers += [*_active(before), nn.ConvTranspose2d(before, after, 4, 2, 1)]
+        self.layers = nn.Sequential(*layers, *_active(up[-1]), nn.Conv2d(up[-1], out, 3, 1, 1))
 
     def forward(self, z: Float[Tensor, "b latent"]) -> Float[Tensor, "b out h w"]:
         return self.layers(z)

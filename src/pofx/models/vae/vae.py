@@ -4,10 +4,9 @@
 
 Both terms are sums, over pixels and over latent units, so that `beta` (beta-VAE, Higgins et al. 2017) means what the
 papers mean by it. p(x|z) is a Gaussian of constant width, of one learned width for all pixels (`sigma_vae`: Rybkin et
-al. 2021, arXiv 2006.13202), which balances the two terms by itself, or a mixture of discretised logistics
-(`pofx.models.pixels.logistic`). With `perceptual` a distance in features of a frozen network is added in training
-(DFC-VAE, Hou et al. 2017, arXiv 1610.00291): the loss is then no bound; in evaluation it is that of
-the model of pixels.
+al. 2021, arXiv 2006.13202), which balances the two terms by itself, or a mixture of discretised logistics. With
+`perceptual` a distance in features of a frozen network is added in training (DFC-VAE, Hou et al. 2017, arXiv
+1610.00291): the loss is then no bound, but in evaluation it is.
 """
 
 import math
@@ -26,11 +25,10 @@ from pofx.base.errors import UserError
 from pofx.base.fetch import File, find
 from pofx.base.images import to_model
 from pofx.base.rng import Noise
-from pofx.models import latent
-from pofx.models.family import ImportanceWeighted, Latent, Sampled, Shape, Terms
+from pofx.models.family import Images, ImportanceWeighted, Latent, Sampled, Shape, Terms, active, kl
 from pofx.models.pixels import gaussian, logistic
 from pofx.models.vae import perceptual
-from pofx.models.vae.autoencoder import Decoder, Encoder, ResnetDecoder, ResnetEncoder
+from pofx.models.vae.autoencoder import Decoder, Encoder
 from pofx.models.vae.mixture import Mixture
 
 FEWEST_ACTIVE = 0.1  # of the units
@@ -86,19 +84,15 @@ class Sample:
 class Model(Sampled, Latent, ImportanceWeighted):
     def __init__(self, cfg: Config, shape: Shape):
         super().__init__(cfg, shape)
-        out = shape[0]
-        if cfg.likelihood == "logistic":
-            out = logistic.PER_COMPONENT * cfg.mixtures
+        self.logistic = cfg.likelihood == "logistic"
         if any(side % 2 ** len(cfg.channels) for side in shape[1:]):
             raise UserError(f"vae.channels: {len(cfg.channels)} levels do not halve images of {shape[1]}x{shape[2]}")
-        if cfg.likelihood == "logistic" and shape[0] != 3:
+        if self.logistic and shape[0] != 3:
             raise UserError(f"vae.likelihood = logistic is defined for 3 channels, and images have {shape[0]}")
-        if cfg.arch == "conv":
-            self.encoder = Encoder(shape, cfg.channels, cfg.latent)
-            self.net = Decoder(shape, cfg.channels, cfg.latent, out)
-        else:
-            self.encoder = ResnetEncoder(shape, cfg.channels, cfg.blocks, cfg.latent)
-            self.net = ResnetDecoder(shape, cfg.channels, cfg.blocks, cfg.latent, out)
+        blocks = cfg.blocks if cfg.arch == "resnet" else 0
+        self.encoder = Encoder(shape, cfg.channels, blocks, cfg.latent)
+        out = logistic.PER_COMPONENT * cfg.mixtures if self.logistic else shape[0]
+        self.net = Decoder(shape, cfg.channels, blocks, cfg.latent, out)
         if cfg.likelihood == "sigma_vae":
             self.width = nn.Parameter(gaussian.width(cfg.sigma))
         else:
@@ -119,7 +113,7 @@ class Model(Sampled, Latent, ImportanceWeighted):
             backbone = perceptual.efficientnet_lite0()
         self.perceptual = perceptual.Perceptual(backbone, cfg.layers, cfg.side)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Terms:
+    def forward(self, x: Images) -> Terms:
         cfg = self.cfg
         if not self.training:
             x = self.dequantised(x)
@@ -130,7 +124,7 @@ class Model(Sampled, Latent, ImportanceWeighted):
         else:
             loss = math.log(cfg.importance) - (log_px - self.beta() * log_ratio).logsumexp(0)
         terms = {"loss": loss, "log_px": nats, "kl": kl}
-        if cfg.likelihood != "logistic":
+        if not self.logistic:
             terms["sigma"] = gaussian.log_sigma(self.width).exp()
         if self.training and cfg.perceptual.alpha:
             terms["features"] = self.perceptual(x, self.mean(out[: len(x)]))
@@ -143,7 +137,7 @@ class Model(Sampled, Latent, ImportanceWeighted):
             terms["bpd"] = terms["bpd_prior"] + terms["bpd_decoder"]
         return terms
 
-    def draw(self, x: Float[Tensor, "b c h w"], k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def draw(self, x: Images, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """k codes an image from q(z|x), decoded.
 
         Returns:
@@ -156,34 +150,34 @@ class Model(Sampled, Latent, ImportanceWeighted):
         out = self.net(z.flatten(0, 1)).float()
         log_px = self.log_likelihood(x.expand(k, *x.shape).flatten(0, 1), out).unflatten(0, (k, len(x)))
         log_ratio = 0.5 * (z.square() - noise.square() - log_var).sum(2)
-        return out, log_px, log_ratio, latent.kl(mean, log_var)
+        return out, log_px, log_ratio, kl(mean, log_var)
 
-    def posterior(self, x: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b latent"], Float[Tensor, "b latent"]]:
+    def posterior(self, x: Images) -> tuple[Float[Tensor, "b latent"], Float[Tensor, "b latent"]]:
         """Mean and log variance of q(z|x); log variances are held in [-10, 10], where exp is safe."""
         mean, log_var = self.encoder(x).float().chunk(2, 1)
         return mean, log_var.clamp(-10, 10)
 
-    def decode(self, z: Float[Tensor, "b latent"]) -> Float[Tensor, "b c h w"]:
+    def decode(self, z: Float[Tensor, "b latent"]) -> Images:
         """The decoder's mean."""
         return self.mean(self.net(z).float())
 
-    def log_likelihood(self, x: Float[Tensor, "b c h w"], out: Float[Tensor, "b k h w"]) -> Float[Tensor, " b"]:
+    def log_likelihood(self, x: Images, out: Float[Tensor, "b k h w"]) -> Float[Tensor, " b"]:
         """log p(x|z) in nats, summed over pixels and channels: log N(x; out, sigma^2 I), or log P of grey levels."""
-        if self.cfg.likelihood == "logistic":
+        if self.logistic:
             return logistic.log_prob(x, out)
         return gaussian.log_prob(x, out, gaussian.log_sigma(self.width))
 
-    def mean(self, out: Float[Tensor, "b k h w"]) -> Float[Tensor, "b c h w"]:
+    def mean(self, out: Float[Tensor, "b k h w"]) -> Images:
         """The mean image of the decoder's output."""
-        return logistic.mean(out) if self.cfg.likelihood == "logistic" else out
+        return logistic.mean(out) if self.logistic else out
 
-    def dequantised(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def dequantised(self, x: Images) -> Images:
         """As the likelihood wants them: only a density needs more than grey levels."""
-        return x if self.cfg.likelihood == "logistic" else gaussian.dequantised(x)
+        return x if self.logistic else gaussian.dequantised(x)
 
     def log_bin(self) -> float:
         """What turns a log density into a log probability: the volume of a bin, a dimension."""
-        return 0.0 if self.cfg.likelihood == "logistic" else math.log(gaussian.BIN)
+        return 0.0 if self.logistic else math.log(gaussian.BIN)
 
     def price(self, units: Float[Tensor, "b latent"]) -> Float[Tensor, " b"]:
         """What the KL term costs an image. Free bits count every unit's mean over the batch, as published."""
@@ -204,7 +198,7 @@ class Model(Sampled, Latent, ImportanceWeighted):
         """The KL weight, growing linearly over the warm-up so that the code is used before it is priced."""
         return self.cfg.beta * self.ramp()
 
-    def log_weights(self, x: Float[Tensor, "b c h w"], k: int) -> Float[Tensor, "k b"]:
+    def log_weights(self, x: Images, k: int) -> Float[Tensor, "k b"]:
         x = self.dequantised(x)
         _, log_px, log_ratio, _ = self.draw(x, k)
         return log_px - log_ratio + x[0].numel() * self.log_bin()
@@ -215,10 +209,8 @@ class Model(Sampled, Latent, ImportanceWeighted):
     def sample(self, noise: Noise, cfg: Sample) -> Float[Tensor, "n c h w"]:
         """Decoder means of codes from the prior (without the decoder's own pixel noise)."""
         if cfg.prior == "mixture" and self.mixture is None:
-            raise UserError(
-                "prior = mixture needs a model trained with vae.components above 0: set it, or draw from normal "
-                "(sample.vae.prior) and take the row out (-S ~rows.vae.mixture)"
-            )
+            raise UserError("prior = mixture needs a model trained with vae.components above 0: set it, or draw from "
+                            "normal (sample.vae.prior) and take the row out (-S ~rows.vae.mixture)")  # fmt: skip
         z = self.mixture.draw(noise) if cfg.prior == "mixture" else noise.normal(self.cfg.latent)
         return self.decode(z)
 
@@ -233,12 +225,16 @@ class Model(Sampled, Latent, ImportanceWeighted):
         aggregated posterior the largest mean of a unit (0 in the prior) and the range of standard deviations (1)."""
         pairs = [self.posterior(to_model(part)) for part in images.split(PART)]
         mean, log_var = (torch.cat(rows).double() for rows in zip(*pairs, strict=True))
-        active, units = int(latent.active(mean).sum()), self.cfg.latent
-        if active < FEWEST_ACTIVE * units:
-            print(f"warning: {active} of {units} units of the VAE's code are in use, the posterior has collapsed: "
+        used, units = int(active(mean).sum()), self.cfg.latent
+        if used < FEWEST_ACTIVE * units:
+            print(f"warning: {used} of {units} units of the VAE's code are in use, the posterior has collapsed: "
                   "lower vae.beta, or set vae.free_bits or a longer vae.kl_warmup", file=sys.stderr)  # fmt: skip
-        kl = latent.kl(mean, log_var).mean(0)
+        nats = kl(mean, log_var).mean(0).sort(descending=True).values
         std = (mean.var(0, correction=0) + log_var.exp().mean(0)).sqrt()
-        row = {"active_units": active, "kl_units": [round(v, 4) for v in kl.sort(descending=True).values.tolist()]}
-        row |= {"code_mean_largest": mean.mean(0).abs().max().item()}
-        return row | {"code_std_smallest": std.min().item(), "code_std_largest": std.max().item()}
+        return {
+            "active_units": used,
+            "kl_units": [round(v, 4) for v in nats.tolist()],
+            "code_mean_largest": mean.mean(0).abs().max().item(),
+            "code_std_smallest": std.min().item(),
+            "code_std_largest": std.max().item(),
+        }

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pofx.base.progress import Bar
 from pofx.base.rng import Noise
-from pofx.models.family import Bounded, Coded, Sampled, Shape, Terms
+from pofx.models.family import Bounded, Coded, Images, Sampled, Shape, Terms
 from pofx.models.pixels import gaussian
 from pofx.models.vqprior.causal import PixelCNN, Transformer
 
@@ -61,7 +61,7 @@ class Model(Sampled, Coded, Bounded):
         self.base.eval()  # its codebook must not follow
         return self
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Terms:
+    def forward(self, x: Images) -> Terms:
         with torch.no_grad():
             codes = self.encode(x)
         nll = self.code_length(codes)
@@ -79,7 +79,7 @@ class Model(Sampled, Coded, Bounded):
         logits = self.net(codes[:, :-1]).float()
         return F.cross_entropy(logits.transpose(1, 2), codes, reduction="none").sum(1)
 
-    def validate(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+    def validate(self, x: Images) -> Float[Tensor, " b"]:
         """Without the decoder."""
         return self.code_length(self.encode(x))
 
@@ -99,18 +99,16 @@ class Model(Sampled, Coded, Bounded):
         """Decoder means of codes drawn from the prior (without the decoder's own pixel noise)."""
         return self.decode(self.draw(noise.uniform(self.base.length)))
 
-    def encode(self, x: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b n"]:
-        """The autoencoder's."""
+    # What follows is the autoencoder's.
+
+    def encode(self, x: Images) -> Int64[Tensor, "b n"]:
         return self.base.encode(x)
 
-    def decode(self, codes: Int64[Tensor, "b n"]) -> Float[Tensor, "b c h w"]:
-        """The autoencoder's."""
+    def decode(self, codes: Int64[Tensor, "b n"]) -> Images:
         return self.base.decode(codes)
 
-    def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """The autoencoder's."""
+    def features(self, x: Images) -> Float[Tensor, "b d"]:
         return self.base.features(x)
 
     def monitor(self, images: UInt8[Tensor, "n c h w"]) -> dict[str, Any]:
-        """How the codebook is used; see vqvae."""
         return self.base.monitor(images)

@@ -82,5 +82,4 @@ class Codebook(nn.Module):
 
 def perplexity(counts: Float[Tensor, " size"]) -> Float[Tensor, ""]:
     """exp of the entropy of the codes' frequencies: how many codes are used, in effect."""
-    share = counts / counts.sum()
-    return torch.special.entr(share).sum().exp()
+    return torch.special.entr(counts / counts.sum()).sum().exp()

@@ -4,9 +4,9 @@
 
 Without its second term this is -log N(x; m(e), s^2 I) of the d pixels, s being one learned number for all, as in the
 VAE, where the paper fixes it: so -log p(x) <= -log N - log p(codes) is honest. The second term moves along with s, to
-keep the balance of the published means. The gradient passes from e to z as if they were equal (straight-through); the
-codes follow the encoder by moving averages (pofx.models.vqvae.codebook). To the model by itself
-all maps of codes are equally likely. How they are distributed is learned by the family vqprior.
+keep the balance of the published means. The gradient passes from e to z as if they were equal (straight-through), and
+the codes follow the encoder (codebook.py). By itself the model takes all maps of codes to be equally likely: the family
+vqprior learns their distribution.
 """
 
 import math
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt, MultipleOf
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
@@ -22,11 +23,10 @@ from pofx.base import dist
 from pofx.base.errors import UserError
 from pofx.base.images import to_model
 from pofx.base.rng import Noise
-from pofx.models.family import Bounded, Coded, Sampled, Shape, Terms
+from pofx.models.family import Bounded, Coded, Images, Sampled, Shape, Terms
 from pofx.models.features import averaged
 from pofx.models.pixels import gaussian
 from pofx.models.vqvae.codebook import Codebook, perplexity
-from pofx.models.vqvae.network import Decoder, Encoder
 
 FACTOR = 4  # of the side of images to that of the map of codes
 FIRST = 256  # training images whose vectors the codebook starts from
@@ -50,25 +50,73 @@ class Sample:
     batch: Annotated[int, Ge(64), MultipleOf(64)] = 256
 
 
+class Encoder(nn.Module):
+    """(b, c, h, w) -> (b, dim, h / 4, w / 4).
+
+    The published layers (two stride-2 convolutions, a 3x3 one, residual blocks of 3x3 and 1x1), with a GroupNorm before
+    the activations: training may be short and fast.
+    """
+
+    def __init__(self, colours: int, cfg: Config):
+        super().__init__()
+        full, half = cfg.channels, cfg.channels // 2
+        self.layers = nn.Sequential(
+            nn.Conv2d(colours, half, 4, 2, 1), nn.SiLU(),
+            nn.Conv2d(half, full, 4, 2, 1), nn.SiLU(),
+            nn.Conv2d(full, full, 3, padding=1), *(Block(full) for _ in range(cfg.blocks)),
+            _norm(full), nn.SiLU(), nn.Conv2d(full, cfg.dim, 1),
+        )  # fmt: skip
+
+    def forward(self, x: Images) -> Float[Tensor, "b dim _ _"]:
+        return self.layers(x)
+
+
+class Decoder(nn.Module):
+    """(b, dim, h / 4, w / 4) -> (b, c, h, w): the mean of the image."""
+
+    def __init__(self, colours: int, cfg: Config):
+        super().__init__()
+        full, half = cfg.channels, cfg.channels // 2
+        self.layers = nn.Sequential(
+            nn.Conv2d(cfg.dim, full, 3, padding=1), *(Block(full) for _ in range(cfg.blocks)),
+            _norm(full), nn.SiLU(), nn.ConvTranspose2d(full, half, 4, 2, 1),
+            _norm(half), nn.SiLU(), nn.ConvTranspose2d(half, colours, 4, 2, 1),
+        )  # fmt: skip
+
+    def forward(self, z: Float[Tensor, "b dim h w"]) -> Float[Tensor, "b c _ _"]:
+        return self.layers(z)
+
+
+class Block(nn.Module):
+    """norm, SiLU, 3x3 conv to half the width, norm, SiLU, 1x1 conv, added to the input."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm1, self.conv1 = _norm(channels), nn.Conv2d(channels, channels // 2, 3, padding=1)
+        self.norm2, self.conv2 = _norm(channels // 2), nn.Conv2d(channels // 2, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(h)))
+
+
+def _norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(min(8, channels // 4), channels)
+
+
 class Model(Sampled, Coded, Bounded):
     layer = "output of the encoder before it is quantised, averaged to 2x2"
 
     def __init__(self, cfg: Config, shape: Shape):
         super().__init__(cfg, shape)
         if any(side % FACTOR for side in shape[1:]):
-            raise UserError(
-                f"the VQ-VAE divides the side by {FACTOR}, which images of {shape[1]}x{shape[2]} do not allow"
-            )
+            raise UserError(f"the VQ-VAE divides the side by {FACTOR}: images of {shape[1]}x{shape[2]} do not allow it")
         self.map = shape[1] // FACTOR, shape[2] // FACTOR  # of codes
-        self.encoder = Encoder(shape[0], cfg.channels, cfg.blocks, cfg.dim)
+        self.length = self.map[0] * self.map[1]
+        self.encoder = Encoder(shape[0], cfg)
         self.book = Codebook(cfg.codes, cfg.dim, cfg.decay, cfg.revive)
-        self.net = Decoder(shape[0], cfg.channels, cfg.blocks, cfg.dim)
+        self.net = Decoder(shape[0], cfg)
         self.width = nn.Parameter(gaussian.width(cfg.sigma))
-
-    @property
-    def length(self) -> int:
-        """Codes of an image."""
-        return self.map[0] * self.map[1]
 
     def prepare(self, images: UInt8[Tensor, "n c h w"], batch: int) -> dict[str, float]:
         """Start the codebook from the vectors of the first images, by k-means."""
@@ -77,7 +125,7 @@ class Model(Sampled, Coded, Bounded):
         self.book.start(_vectors(z), batch * self.length)
         return {}
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Terms:
+    def forward(self, x: Images) -> Terms:
         z = self.encoder(x).float()
         vectors = _vectors(z)
         nearest = self.book.nearest(vectors.detach())
@@ -89,16 +137,20 @@ class Model(Sampled, Coded, Bounded):
         log_px, log_sigma = self.log_likelihood(x, z + (e - z).detach()), gaussian.log_sigma(self.width)
         commitment = (z - e).square().flatten(1).mean(1)
         precision = 0.5 * x[0].numel() * (-2 * log_sigma.detach()).exp()
-        used = perplexity(dist.total(self.book.count(nearest)))
-        loss = self.cfg.commitment * precision * commitment - log_px
-        terms = {"loss": loss, "log_px": log_px, "commitment": commitment, "perplexity": used}
-        terms |= {"code_norm": vectors.norm(dim=1).mean(), "sigma": log_sigma.exp()}
+        terms = {
+            "loss": self.cfg.commitment * precision * commitment - log_px,
+            "log_px": log_px,
+            "commitment": commitment,
+            "perplexity": perplexity(dist.total(self.book.count(nearest))),
+            "code_norm": vectors.norm(dim=1).mean(),
+            "sigma": log_sigma.exp(),
+        }
         if not self.training:  # every map of codes as likely as any other
             nats = z[0, 0].numel() * math.log(self.cfg.codes)
             terms["bpd"] = (nats - log_px) / (x[0].numel() * math.log(2)) - math.log2(gaussian.BIN)
         return terms
 
-    def encode(self, x: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b n"]:
+    def encode(self, x: Images) -> Int64[Tensor, "b n"]:
         """The map of codes of every image in raster order; in float32 throughout, so that an image has one map."""
         with torch.autocast(x.device.type, enabled=False):
             z = self.encoder(x)
@@ -108,11 +160,11 @@ class Model(Sampled, Coded, Bounded):
         """What the decoder is given for a map of codes."""
         return self.book.codes[codes].transpose(1, 2).unflatten(2, self.map)
 
-    def log_likelihood(self, x: Float[Tensor, "b c h w"], e: Float[Tensor, "b dim _ _"]) -> Float[Tensor, " b"]:
+    def log_likelihood(self, x: Images, e: Float[Tensor, "b dim _ _"]) -> Float[Tensor, " b"]:
         """log N(x; m(e), sigma^2 I) in nats, summed over pixels and channels."""
         return gaussian.log_prob(x, self.net(e).float(), gaussian.log_sigma(self.width))
 
-    def decode(self, codes: Int64[Tensor, "b n"]) -> Float[Tensor, "b c h w"]:
+    def decode(self, codes: Int64[Tensor, "b n"]) -> Images:
         """Decoder means."""
         return self.net(self.quantised(codes)).float()
 
@@ -124,15 +176,18 @@ class Model(Sampled, Coded, Bounded):
         codes = (noise.uniform(self.length) * self.cfg.codes).long()
         return self.decode(codes.clamp(max=self.cfg.codes - 1))  # rounding may reach the number itself
 
-    def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+    def features(self, x: Images) -> Float[Tensor, "b d"]:
         return averaged(self.encoder(x))
 
     def monitor(self, images: UInt8[Tensor, "n c h w"]) -> dict[str, Any]:
         """How the codebook is used over all images: its perplexity, the share of its codes that occur, and how often
         each one does, falling."""
         counts = sum(self.book.count(self.encode(to_model(part)).flatten()) for part in images.split(CHUNK))
-        row = {"perplexity": perplexity(counts).item(), "codes_used": (counts > 0).float().mean().item()}
-        return row | {"code_counts": counts.sort(descending=True).values.int().tolist()}
+        return {
+            "perplexity": perplexity(counts).item(),
+            "codes_used": (counts > 0).float().mean().item(),
+            "code_counts": counts.sort(descending=True).values.int().tolist(),
+        }
 
 
 def _vectors(z: Float[Tensor, "b dim h w"]) -> Float[Tensor, "n dim"]:
