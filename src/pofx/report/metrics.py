@@ -1,7 +1,7 @@
 """What a run measured, as one tree: metric -> row -> value.
 
-A row is a way to draw from a trained family (pofx.models.family.draws): `edm`, and `edm-ddim` if that was asked for.
-What drawing decides is told of rows, what training decides of families.
+A row is a way to draw from a trained family (pofx.sample.rows): `edm`, and `edm-ddim` if that was asked for.
+What drawing decides is kept by row, what training decides by family.
 """
 
 from collections.abc import Iterable
@@ -81,7 +81,7 @@ def merge(trees: Iterable[Metrics]) -> Metrics:
 
 
 def distance_keys(metrics: Metrics) -> tuple[str, str, str]:
-    """Names of Frechet distance, KID and KID's spread: they tell the extractor (`fid` is Inception alone)."""
+    """Names of Frechet distance, KID and KID's spread: they name the extractor (`fid` is Inception alone)."""
     return tuple(metrics["protocol"]["floor"]["keys"])
 
 
@@ -92,7 +92,7 @@ def rows(models: tuple[str, ...], metrics: Metrics) -> dict[str, str]:
 
 
 def lines(metrics: Metrics) -> list[str]:
-    """Those of LINES of which the run knows something, if only why they are blank."""
+    """Those of LINES that the run has something of, if only why they are blank."""
     return [name for name in LINES if any(name in metrics.get(key, {}) for key in ("protocol", "bpd", "refused"))]
 
 
@@ -116,8 +116,8 @@ def table(models: tuple[str, ...], metrics: Metrics, further: Iterable[str] = ()
     plain = {key: row for key, row in metrics.items() if not any(isinstance(v, dict) for v in row.values())}
     owners, fd = rows(models, metrics), distance_keys(metrics)[0]
     for key in plain.keys() & set(TRAINING):
-        known = {row: plain[key].get(row, plain[key].get(f)) for row, f in owners.items()}
-        plain[key] = {row: value for row, value in known.items() if value is not None}
+        repeated = {row: plain[key].get(row, plain[key].get(f)) for row, f in owners.items()}
+        plain[key] = {row: value for row, value in repeated.items() if value is not None}
     drawn = {row: pd.Series(values) for row, values in seeds(metrics, fd).items()}
     plain[fd] = plain[fd] | {row: values.mean() for row, values in drawn.items()}
     plain[f"{fd}_spread"] = {row: values.std() for row, values in drawn.items()}

@@ -129,8 +129,8 @@ def beyond(models: Sequence[str], metrics: Metrics) -> list[Cells]:
             "saturated": _number(_of(metrics, "saturated", f), share),
         }
 
-    found = [cells(f) for f in ("floor", *lines(metrics), *models)]
-    return found if any(map(_any_number, found)) else []
+    out = [cells(f) for f in ("floor", *lines(metrics), *models)]
+    return out if any(map(_any_number, out)) else []
 
 
 def points(sweeps: dict[str, dict[str, Any]]) -> list[Cells]:
@@ -159,7 +159,7 @@ def points(sweeps: dict[str, dict[str, Any]]) -> list[Cells]:
 def scores(energies: dict[str, dict[str, Any]]) -> list[Cells]:
     """AUROC of the energies, test images against others: a row a model."""
     aurocs = {f: {row["set"]: row["auroc"] for row in tree["auroc"]} for f, tree in energies.items()}
-    sets = dict.fromkeys(name for known in aurocs.values() for name in known)
+    sets = dict.fromkeys(name for values in aurocs.values() for name in values)
     return [
         {"model": _word(f)} | {name: _number(values.get(name, math.nan), "{:.3f}".format) for name in sets}
         for f, values in aurocs.items()
