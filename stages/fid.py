@@ -40,7 +40,7 @@ def main(name: str) -> None:
     yardstick = Yardstick(net, cfg, seed, reference, unseen, colour.means(train))
 
     inputs = [files.digest(Path(path)) for path in INPUTS]
-    shared = inputs, seed, dataclasses.asdict(cfg), len(drawn), provenance.code_hash(*CODE)
+    shared = inputs, seed, dataclasses.asdict(cfg), len(drawn), machine.name(device), provenance.code_hash(*CODE)
     memo = Memo(RUNS / "memo/fid" / name, *shared, fresh=FRESH)
     rows, features = {}, {}
     for row, how in ways.items():

@@ -10,10 +10,11 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 
 from stages import FRESH, RUNS, processes
 from pofx.base import config, dist, files, machine, provenance
@@ -21,7 +22,7 @@ from pofx.base.errors import UserError
 from pofx.base.images import save_grid, to_uint8
 from pofx.base.memo import Entry, Memo
 from pofx.base.progress import Bar
-from pofx.base.rng import BLOCK, Noise, fold
+from pofx.base.rng import Noise, fold
 from pofx.models import store
 from pofx.models.family import Family
 from pofx.sample import cost, drawing
@@ -32,35 +33,32 @@ CODE = ("stages", "src/pofx/base", "src/pofx/models", "src/pofx/sample")  # that
 
 
 def main(name: str) -> None:
-    n, seeds, seed = config.value("sample.n", int), config.value("sample.seeds", int), config.value("seed", int)
+    n, seeds = config.value("sample.n", Annotated[int, Ge(2)]), config.value("sample.seeds", int)
     ways = rows(name, config.value(f"sample.{name}", dict), config.value(f"rows.{name}", dict))
-    for how in ways.values():
-        if n < 1 or how.batch < 1 or how.batch % BLOCK:
-            raise UserError(f"sample.{name}.batch = {how.batch} should be a multiple of {BLOCK}, and sample.n above 0")
-    folder, device = Path(f"models/{name}"), machine.device()
+    folder, seed, device = Path(f"models/{name}"), config.value("seed", int), machine.device()
     model = store.load(folder, device)
     weights = [files.digest(folder / file) for file in ("model.safetensors", "model.json")]
     shared = weights, n, machine.name(device), provenance.code_hash(*CODE)
     memo = Memo(RUNS / "memo/sample" / name, *shared, fresh=FRESH)
 
-    told: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     costs: dict[str, dict[str, float]] = {}  # metric -> row -> value
     for row, how in ways.items():
-        told[row] = {"sample": dataclasses.asdict(how), "stems": stems(row, seeds)}
+        record[row] = {"sample": dataclasses.asdict(how), "stems": stems(row, seeds)}
         spent = []
-        for k, stem in enumerate(told[row]["stems"]):
+        for k, stem in enumerate(record[row]["stems"]):
             noise = fold(seed, "sample", name, *([k] if k else []))  # the first is the same, however many follow
-            arrays, found = memo(partial(draw, model, stem, how, n, noise), told[row]["sample"], noise)
-            spent.append(found)
+            arrays, facts = memo(partial(draw, model, stem, how, n, noise), record[row]["sample"], noise)
+            spent.append(facts)
             if dist.first():
                 files.write_npy(Path(f"samples/{name}/{stem}.npy"), arrays["images"])
                 save_grid(arrays["images"][:80], Path(f"plots/samples/{name}/{stem}.png"), columns=16)
-        seconds = sum(found["sample_seconds_per_1000"] for found in spent) / seeds
+        seconds = sum(facts["sample_seconds_per_1000"] for facts in spent) / seeds
         for key, value in (spent[0] | {"sample_seconds_per_1000": seconds}).items():
             costs.setdefault(key, {})[row] = value
     costs["sample_peak_mib"] = {name: max(costs["sample_peak_mib"].values())}
     if dist.first():
-        files.write_json(Path(f"samples/{name}/rows.json"), told)
+        files.write_json(Path(f"samples/{name}/rows.json"), record)
         files.write_json(Path(f"metrics/time/sample_{name}.json"), costs)
         memo.prune()
 
@@ -87,9 +85,9 @@ def draw(model: Family, row: str, cfg: Any, n: int, seed: int) -> Entry:
             drawn[start : start + len(noise)] = to_uint8(images).cpu().numpy()
         drawn = dist.assembled(drawn)
     seconds = (time.monotonic() - began) * dist.world()
-    found = {"sample_seconds_per_1000": 1000 * seconds / n, "nfe": calls[0] / max(1, len(mine))}
-    found |= {"sample_peak_mib": round(machine.peak_mib(device), 1)} | cost.gflop(model, cfg, device)
-    return {"images": drawn}, found
+    facts = {"sample_seconds_per_1000": 1000 * seconds / n, "nfe": calls[0] / max(1, len(mine))}
+    facts |= {"sample_peak_mib": round(machine.peak_mib(device), 1)} | cost.gflop(model, cfg, device)
+    return {"images": drawn}, facts
 
 
 if __name__ == "__main__":

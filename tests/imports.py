@@ -24,14 +24,14 @@ def direct(path: Path) -> frozenset[Path]:
 
 def closure(*start: Path) -> set[Path]:
     """These files and all that they import. An __init__.py counts where it holds more than a docstring."""
-    found: set[Path] = set()
+    seen: set[Path] = set()
     todo = set(start)
     while todo:
         path = todo.pop()
-        found.add(path)
+        seen.add(path)
         packages = {folder / "__init__.py" for folder in path.parents if folder.is_relative_to(ROOT)}
-        todo |= (direct(path) | {p for p in packages if p.is_file()}) - found
-    return {path for path in found if path.name != "__init__.py" or len(ast.parse(path.read_text()).body) > 1}
+        todo |= (direct(path) | {p for p in packages if p.is_file()}) - seen
+    return {path for path in seen if path.name != "__init__.py" or len(ast.parse(path.read_text()).body) > 1}
 
 
 def family(name: str) -> Path:

@@ -63,11 +63,11 @@ def imported(name: str) -> set[Path]:
 
 def entries(stage: dict[str, Any], *kinds: str) -> dict[str, dict[str, Any]]:
     """Paths of the stage's outputs of these kinds with their flags."""
-    found: dict[str, dict[str, Any]] = {}
+    paths: dict[str, dict[str, Any]] = {}
     for kind in kinds or ("outs", "metrics", "plots"):
         for entry in stage.get(kind, []):
-            found |= entry if isinstance(entry, dict) else {entry: {}}
-    return found
+            paths |= entry if isinstance(entry, dict) else {entry: {}}
+    return paths
 
 
 def value(template: str, params: dict[str, Any] = PARAMS) -> Any:
@@ -88,11 +88,11 @@ def resolved(stages: dict[str, dict[str, Any]] = STAGES, params: dict[str, Any] 
             return [put(v, model) for v in node]
         return node.replace(ITEM, model) if isinstance(node, str) else node
 
-    found = {}
+    items = {}
     for name, stage in stages.items():
         models = value(stage["matrix"]["model"], params) if "matrix" in stage else [None]
-        found |= {f"{name}@{m}" if m else name: put(stage, m) if m else stage for m in models}
-    return found
+        items |= {f"{name}@{m}" if m else name: put(stage, m) if m else stage for m in models}
+    return items
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -191,16 +191,16 @@ def test_the_first_stage_reads_all_parameters():
 
 def read(path: Path) -> set[str]:
     """The keys that a main reads, {} for the family's name."""
-    found: set[str] = set()
+    keys: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
         if called in ("config.section", "config.value"):
             pieces = node.args[0].values if isinstance(node.args[0], ast.JoinedStr) else [node.args[0]]
-            found.add("".join(p.value if isinstance(p, ast.Constant) else "{}" for p in pieces))
-        found |= READERS.get(called, set())
-    return found
+            keys.add("".join(p.value if isinstance(p, ast.Constant) else "{}" for p in pieces))
+        keys |= READERS.get(called, set())
+    return keys
 
 
 @pytest.mark.parametrize("name", sorted(set(STAGES) - {"check"}))
@@ -228,8 +228,8 @@ def test_only_mains_and_readers_read_parameters():
 @pytest.mark.parametrize("name", STAGES)
 def test_forms(name):
     stage = STAGES[name]
-    known = {"desc", "matrix", "cmd", "deps", "params", "outs", "metrics", "plots"}
-    assert set(stage) <= known, "always_changed and its like would switch the run cache off"
+    allowed = {"desc", "matrix", "cmd", "deps", "params", "outs", "metrics", "plots"}
+    assert set(stage) <= allowed, "always_changed and its like would switch the run cache off"
     assert stage["desc"]
     assert main(stage).is_file()  # `python -m stages.NAME [item]`: no parameter in the text, which DVC hashes
     lists = [{"model": f"${{{key}}}"} for key in ("models", "sweep.models", "energy.models")]

@@ -102,12 +102,12 @@ def evaluations(run, monkeypatch) -> Callable[..., dict[str, int]]:  # noqa: F81
 
 def results() -> dict[str, Any]:
     paths = [Path("samples/vae/vae.npy"), Path("features/vae/vae.npy"), *Path("plots/fid/vae").iterdir()]
-    found: dict[str, Any] = {str(path): files.digest(path) for path in paths}
+    everything: dict[str, Any] = {str(path): files.digest(path) for path in paths}
     for name in ("fid/vae", "time/sample_vae"):
         metrics = files.read_json(Path(f"metrics/{name}.json"))
-        found |= {key: rows.get("vae") for key, rows in metrics.items()}
-    del found["sample_peak_mib"]  # of the process, whatever it drew
-    return found
+        everything |= {key: rows.get("vae") for key, rows in metrics.items()}
+    del everything["sample_peak_mib"]  # of the process, whatever it drew
+    return everything
 
 
 def test_a_row_that_is_added_is_drawn_and_scored_alone(evaluations):

@@ -43,14 +43,15 @@ class Memo:
         key = hashlib.sha256(json.dumps([self.shared, parts], sort_keys=True).encode()).hexdigest()[:32]
         path = self.folder / f"{key}.npz"
         self.used.add(path)
-        found = None if self.fresh else _read(path)
-        (missing,) = dist.most(int(found is None))
-        if missing:
-            found = arrays, facts = compute()
-            if dist.first():
-                with atomic(path) as file:
-                    np.savez(file, **arrays, facts=json.dumps(facts))
-        return found
+        kept = None if self.fresh else _read(path)
+        (missing,) = dist.most(int(kept is None))
+        if not missing:
+            return kept
+        arrays, facts = compute()
+        if dist.first():
+            with atomic(path) as file:
+                np.savez(file, **arrays, facts=json.dumps(facts))
+        return arrays, facts
 
     def prune(self) -> None:
         """Delete the results that were not used for longest; those of this run stay. To be called at the end of it."""

@@ -19,9 +19,9 @@ def code_hash(*folders: str) -> str:
         folders: only modules in these folders of the repository count; by default all of them.
     """
     roots = [REPOSITORY / folder for folder in folders or ("src", "stages")]
-    found = {Path(f).resolve() for m in list(sys.modules.values()) if (f := getattr(m, "__file__", None))}
+    sources = {Path(f).resolve() for m in list(sys.modules.values()) if (f := getattr(m, "__file__", None))}
     h = hashlib.sha256()
-    for path in sorted(path for path in found if any(path.is_relative_to(root) for root in roots)):
+    for path in sorted(path for path in sources if any(path.is_relative_to(root) for root in roots)):
         h.update(str(path.relative_to(REPOSITORY)).encode() + b"\0" + path.read_bytes() + b"\0")
     return h.hexdigest()
 
