@@ -28,15 +28,12 @@ class Denoiser(Featured):
     """A family that is a denoiser.
 
     Attributes:
-        sigma_range: smallest and largest noise level, images on [-1, 1].
-        levels: noise levels that it was trained on, falling; None: a continuum.
-        likelihood: how bits per dimension are measured (pofx.score.likelihood): by the variational "bound" of a chain,
-            by the probability "flow" of a continuum; None: not at all.
-        guide: a copy of the network as it was after the share `cfg.guide` of the training, to guide with; or None.
+        guide: the network as it was after the share `cfg.guide` of the training, for autoguidance; or None.
     """
 
-    sigma_range: tuple[float, float]
-    levels: Levels | None = None
+    sigma_range: tuple[float, float]  # smallest and largest noise level, images on [-1, 1]
+    levels: Levels | None = None  # that it was trained on, falling; None: a continuum
+    # How bits per dimension are measured: by the variational bound of a chain, or by the probability flow.
     likelihood: Literal["bound", "flow"] | None = None
 
     def __init__(self, cfg: Any, shape: Shape, net: nn.Module):
@@ -58,7 +55,7 @@ class Denoiser(Featured):
         return x
 
     def keep(self) -> None:
-        """Make the guide of the weights of this moment."""
+        """Make the guide of the present weights."""
         self.guide.load_state_dict(self.net.state_dict())
 
     def networks(self) -> list[nn.Module]:
@@ -88,8 +85,8 @@ def precondition(
         D(x, sigma) = c_skip x + c_out F(c_in x, c_noise),   c_skip = sigma_data^2 / (sigma^2 + sigma_data^2),
         c_out = sigma sigma_data c_in,   c_in = 1 / sqrt(sigma^2 + sigma_data^2),   c_noise = log(sigma) / 4
 
-    Input and target of F have variance about one at every noise level. With a `prediction` in place of None, F is taken
-    for that and c_skip and c_out play no part.
+    Input and target of F have variance about one at every noise level. With a `prediction` F is just that, without
+    c_skip and c_out.
     """
     c_in = (sigma**2 + sigma_data**2).rsqrt()
     f = net(c_in * x, sigma.flatten().log() / 4).float()

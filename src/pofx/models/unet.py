@@ -35,11 +35,11 @@ def _zeros(layer: Layer) -> Layer:
 
 
 class Fourier(nn.Module):
-    """Gaussian Fourier features of a scalar: sin and cos of 2 pi w t with fixed w ~ N(0, scale^2)."""
+    """Gaussian Fourier features of a scalar: sin and cos of 2 pi w t with fixed w ~ N(0, 1)."""
 
-    def __init__(self, dim: int, scale: float):
+    def __init__(self, dim: int):
         super().__init__()
-        self.register_buffer("w", torch.randn(dim // 2) * scale)
+        self.register_buffer("w", torch.randn(dim // 2))
 
     def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b dim"]:
         angle = 2 * math.pi * t[:, None] * self.w
@@ -56,6 +56,11 @@ class Sinusoid(nn.Module):
     def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b dim"]:
         angle = t[:, None] * self.w
         return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+def embedder(features: nn.Module, dim: int, inner: int, out: int) -> nn.Sequential:
+    """From a noise level, by its `dim` features, to an embedding of `out` numbers."""
+    return nn.Sequential(features, nn.Linear(dim, inner), nn.SiLU(), nn.Linear(inner, out), nn.SiLU())
 
 
 class Block(nn.Module):
@@ -79,8 +84,8 @@ class Inverted(nn.Module):
 
     The shape of the block is MobileNetV2's (Sandler et al. 2018, arXiv 1801.04381); the noise embedding scales and
     shifts what enters and scales what leaves, as in DiT (Peebles & Xie 2023, arXiv 2212.09748). Nearly all of it is
-    matrix products over single positions, where a processor without tensor cores is fastest, and every position is
-    normed by itself, so that a small shape on a plain ground is not drowned by the ground's statistics.
+    matrix products over single positions, which suits a processor without tensor cores. Every position is normed by
+    itself: a small shape on a plain ground is not drowned by the ground's statistics.
     """
 
     def __init__(self, before: int, after: int, embedding: int, dropout: float):
@@ -150,9 +155,8 @@ class UNet(nn.Module):
         residual = cfg.block == "residual"
         block, side = (Block, 3) if residual else (Inverted, 1)  # and of the first and the last convolution's kernel
         embedding, folded = 4 * channels, shape[0] * patch**2
-        features = Fourier(channels, scale=1.0) if time == "sigma" else Sinusoid(channels)
-        self.embed = nn.Sequential(features, nn.Linear(channels, embedding), nn.SiLU(),
-                                   nn.Linear(embedding, embedding), nn.SiLU())  # fmt: skip
+        features = Fourier(channels) if time == "sigma" else Sinusoid(channels)
+        self.embed = embedder(features, channels, embedding, embedding)
         self.fold, self.unfold = nn.PixelUnshuffle(patch), nn.PixelShuffle(patch)
         self.first = nn.Conv2d(folded, channels, side, padding=side // 2)
 
