@@ -22,10 +22,11 @@ FORMAT = 2  # 1: `train` within the config, images of 3x32x32, no format number
 # family -> section of today -> its keys, which in format 1 were beside it
 MOVED = {
     "ebm": {
-        "contrast": "alpha data_noise buffer fresh augment step_size noise grad_clip kl entropy energy_limit".split(),
-        "recovery": "sigma_min sigma_max levels sigma_data log_mean log_std step".split(),
+        "contrast": ["alpha", "data_noise", "buffer", "fresh", "augment", "step_size", "noise", "grad_clip", "kl",
+                     "entropy", "energy_limit"],
+        "recovery": ["sigma_min", "sigma_max", "levels", "sigma_data", "log_mean", "log_std", "step"],
     }
-}
+}  # fmt: skip
 
 
 def module(name: str) -> ModuleType:

@@ -27,8 +27,8 @@ class InstanceNormPlus(nn.Module):
     mu_k and s_k are the mean and standard deviation of the map of channel k, m and v those of the mus over channels
     (with n - 1, as in the authors' code). Instance norm alone forgets the means, and with them the colour of the image.
 
-    The authors keep gamma, alpha and beta of every noise level in a table, which admits no other (ermongroup/ncsn, issue
-    7). Here they are a shared start, as in v2, plus a linear function of the embedding of any noise level.
+    The authors keep gamma, alpha and beta of every noise level in a table, which allows no other (ermongroup/ncsn,
+    issue 7). Here they are a shared start, as in v2, plus a linear function of the embedding of any noise level.
     """
 
     def __init__(self, channels: int, conditional: bool):
