@@ -12,14 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from pofx.base.rng import Noise
-from pofx.models.family import Featured, Images, Shape
-from pofx.models.features import PROBED, inside
-from pofx.models.schedules import Levels
+from pofx.models.family import PROBED, Featured, Images, Shape, inside
 
+Levels = Float64[np.ndarray, " _"]  # noise levels, images on [-1, 1]
 SIGMA_DATA = 0.5  # standard deviation of natural images on [-1, 1]
 Prediction = Literal["eps", "x0", "v", "score", "scaled_score"]
 
@@ -76,7 +75,7 @@ class Denoiser(Featured):
 def precondition(
     net: nn.Module,
     x: Images,
-    sigma: Float[Tensor, "b 1 1 1"],
+    sigma: Float[Tensor, "b 1 1 1"] | float,
     sigma_data: float = SIGMA_DATA,
     prediction: Prediction | None = None,
 ) -> Images:
@@ -88,6 +87,8 @@ def precondition(
     Input and target of F have variance about one at every noise level. With a `prediction` F is just that, without
     c_skip and c_out.
     """
+    if not isinstance(sigma, Tensor):
+        sigma = torch.full((len(x), 1, 1, 1), sigma, device=x.device)
     c_in = (sigma**2 + sigma_data**2).rsqrt()
     f = net(c_in * x, sigma.flatten().log() / 4).float()
     if prediction is not None:
@@ -128,8 +129,3 @@ def from_denoised(kind: Prediction, denoised: Tensor, x: Tensor, sigma: Tensor |
     if kind == "v":
         return (x / (1 + sigma**2) - denoised) * (1 + sigma**2) ** 0.5 / sigma
     return denoised
-
-
-def per_image(sigma: float, x: Images) -> Float[Tensor, "b 1 1 1"]:
-    """One noise level for all images."""
-    return torch.full((len(x), 1, 1, 1), sigma, device=x.device)

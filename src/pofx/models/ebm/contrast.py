@@ -27,8 +27,7 @@ from pofx.base.progress import Bar
 from pofx.base.rng import Noise
 from pofx.models.ebm.chains import Chains, Draw, Observed, Sample, drawn_from, last, slope
 from pofx.models.ebm.network import Energy
-from pofx.models.family import Images, Shape, Terms
-from pofx.models.features import inside
+from pofx.models.family import Images, Shape, Terms, inside
 
 NEIGHBOURS = 100  # images of the buffer among which the entropy term looks for the nearest
 ALARMS = {
