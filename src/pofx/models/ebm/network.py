@@ -31,12 +31,7 @@ class EnergyConfig:
 
 
 class Energy(nn.Module):
-    """(b, c, h, w) -> (b,): one number an image.
-
-    Args:
-        cfg: widths, depths and the rest.
-        shape: of an image.
-        levels: whether the network is given a noise level.
+    """(b, c, h, w) -> (b,): one number an image, at a noise level if it has `levels`.
 
     Raises:
         UserError: the image cannot be folded, or halved for its scales.
