@@ -17,7 +17,7 @@ from pofx.base import config, rng
 from pofx.base.errors import UserError
 from pofx.base.images import to_model
 from pofx.base.rng import Noise
-from pofx.models import schedules as noise
+from pofx.models import ddpm
 from pofx.models.denoiser import Denoiser
 from pofx.models.family import Bounded, ImportanceWeighted
 from pofx.score import likelihood
@@ -26,7 +26,7 @@ from pofx.score.likelihood import BIN, Likelihood
 
 CPU = torch.device("cpu")
 BATCHES = Batches(4, CPU)
-LINEAR = noise.preserving("linear", 1000)
+LINEAR = ddpm.preserving("linear", 1000)
 S = 0.2  # standard deviation of the Gaussian data
 ENTROPY = 0.5 * math.log2(2 * math.pi * math.e * S**2) - math.log2(BIN)  # bits per dimension on the grey levels
 
@@ -195,7 +195,7 @@ def clipped_posterior(levels: np.ndarray) -> np.ndarray:
     return np.append(posterior_variance[1], posterior_variance[1:])
 
 
-@pytest.mark.parametrize("levels", [LINEAR, noise.preserving("cosine", 50), np.array([3.0, 0.5, 0.1])])
+@pytest.mark.parametrize("levels", [LINEAR, ddpm.preserving("cosine", 50), np.array([3.0, 0.5, 0.1])])
 def test_the_last_variance_is_that_of_the_published_codes(levels):
     want, beta_1 = clipped_posterior(levels), levels[-1] ** 2 / (1 + levels[-1] ** 2)
     assert likelihood.last_variance(levels) == pytest.approx(want[0], rel=1e-9)
@@ -242,7 +242,7 @@ def test_bound_of_gaussian_data_is_that_on_paper(terms):
 def test_bound_comes_nearer_to_the_entropy_with_more_steps(schedule):
     """The gap comes from the first steps: noise doubles there, and the small variance costs half of (r - 1 - log r)
     nats where the noise variance grows by r."""
-    gaps = [on_paper(noise.preserving(schedule, n)) - ENTROPY for n in (100, 1000, 4000)]
+    gaps = [on_paper(ddpm.preserving(schedule, n)) - ENTROPY for n in (100, 1000, 4000)]
     assert 1.5 > gaps[0] > gaps[1] + 0.2 > gaps[2] + 0.3 > 0.3
 
 
@@ -328,7 +328,7 @@ class Gaussian(Stub, Known):
         return self.weight * super().denoise(x, sigma)
 
 
-CHAIN = noise.preserving("linear", 100)
+CHAIN = ddpm.preserving("linear", 100)
 
 
 def stub(kind: str | None, **change):

@@ -14,9 +14,10 @@ from pofx.base import config
 from pofx.base.errors import UserError
 from pofx.base.images import to_model, to_uint8
 from pofx.base.rng import Noise
-from pofx.models import denoiser, schedules
+from pofx.models import ddpm, denoiser
 from pofx.models.denoiser import Denoiser
 from pofx.models.ebm import chains
+from pofx.models.ncsn.ncsn import overlap
 from pofx.sample import spacing
 from pofx.sample.cost import counted
 from pofx.sample.drawing import draw
@@ -46,7 +47,7 @@ def test_overlap_of_the_published_schedules():
     """Technique 2: 232 levels overlap by 0.567, some 219 would by a half, the ten levels of 2019 not at all."""
     for count, largest, want in ((232, 50.0, 0.567), (219, 50.0, 0.5), (964, 50.0, 0.99), (10, 1.0, 0.0)):
         levels = np.geomspace(largest, 0.01, count)
-        assert schedules.overlap(levels[0] / levels[1], D) == pytest.approx(want, abs=0.005)
+        assert overlap(levels[0] / levels[1], D) == pytest.approx(want, abs=0.005)
 
 
 def test_karras_levels_are_the_published_grid():
@@ -57,21 +58,21 @@ def test_karras_levels_are_the_published_grid():
 
 def test_the_linear_chain_spans_the_published_noise():
     """alphabar_T = 4.04e-5; as variance exploding noise 0.01 .. 157; the prior term is 8e-6 bits a dimension."""
-    levels = schedules.preserving("linear", 1000)
+    levels = ddpm.preserving("linear", 1000)
     assert (levels[0], levels[-1]) == pytest.approx((157, 0.01), rel=0.01)
     assert 1 / (1 + levels[0] ** 2) == pytest.approx(4.04e-5, rel=0.01)
     assert np.all(np.diff(levels) < 0)
 
 
 def test_the_cosine_chain_keeps_half_of_the_signal_near_the_middle():
-    levels = schedules.preserving("cosine", 1000)[::-1]
+    levels = ddpm.preserving("cosine", 1000)[::-1]
     assert np.all(np.diff(levels) > 0) and np.isfinite(levels).all()
     kept = math.cos((0.5 + 0.008) / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
     assert 1 / (1 + levels[499] ** 2) == pytest.approx(kept, rel=1e-6)
 
 
 def test_levels_by_index_run_along_those_that_were_trained_on():
-    trained = schedules.preserving("linear", 1000)
+    trained = ddpm.preserving("linear", 1000)
     assert spacing.by_index(trained, "uniform", 1000) == pytest.approx(trained)
     for way in ("uniform", "quadratic"):
         levels = spacing.by_index(trained, way, 4)
@@ -129,7 +130,7 @@ class Oracle(Denoiser):
 
 
 EDM = spacing.karras(80.0, 0.002, 40, 7.0)
-LINEAR = schedules.preserving("linear", 1000)
+LINEAR = ddpm.preserving("linear", 1000)
 WAYS = {  # sampler, its levels, and how far its steps leave the standard deviation off
     "heun": (Sample(sampler="heun"), EDM, 0.01),
     "heun with churn": (Sample(sampler="heun", churn=10.0), spacing.karras(80.0, 0.002, 60, 7.0), 0.02),

@@ -14,7 +14,7 @@ from pofx.base import config
 from pofx.base.errors import UserError
 from pofx.base.images import to_uint8
 from pofx.base.rng import Noise
-from pofx.models import schedules as noise
+from pofx.models import ddpm
 from pofx.models.denoiser import Denoiser
 from pofx.sample import drawing, settings
 from pofx.sample.samplers import Sample
@@ -55,7 +55,7 @@ def test_levels_are_at_equal_ratios_or_those_of_training():
     assert np.allclose(np.diff(np.log(free)), math.log(2000) / 7) and free[0] == 0.01
     trained = np.geomspace(20.0, 0.01, 5)
     assert np.allclose(denoising.levels(Gaussian(trained), 16), trained[::-1])
-    assert set(denoising.levels(Gaussian(noise.preserving("linear", 1000)), 8)) <= set(noise.preserving("linear", 1000))
+    assert set(denoising.levels(Gaussian(ddpm.preserving("linear", 1000)), 8)) <= set(ddpm.preserving("linear", 1000))
 
 
 def test_strip_shows_estimates_along_the_sampler_and_ends_with_its_sample():

@@ -6,6 +6,7 @@ The simplified loss, for the noise z as published, for the image x0, or for v = 
 Ho 2022, arXiv 2202.00512). Outside this file the model is a denoiser D(x, sigma) of x = x_t / sqrt(a_t) = x0 + sigma z.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -16,9 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pofx.base import rng
-from pofx.models.denoiser import Denoiser, from_denoised, to_denoised
+from pofx.models.denoiser import Denoiser, Levels, from_denoised, to_denoised
 from pofx.models.family import Images, Shape, Terms
-from pofx.models.schedules import preserving
 from pofx.models.unet import UNet, UNetConfig
 
 
@@ -29,6 +29,21 @@ class Config:
     prediction: Literal["eps", "x0", "v"] = "v"
     guide: Annotated[float, Ge(0), Lt(1)] = 0.125  # share of the training after which the guide is kept; 0: none
     net: UNetConfig = field(default_factory=UNetConfig)
+
+
+def preserving(schedule: Literal["linear", "cosine"], n: int) -> Levels:
+    """The `n` noise levels of a variance-preserving chain, falling: sigma^2 = (1 - abar) / abar.
+
+    linear: beta from 1e-4 to 0.02 for 1,000 steps (Ho et al. 2020), in proportion for another number. cosine: the
+    signal's share follows cos^2 (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 17).
+    """
+    if schedule == "linear":
+        beta = np.linspace(1e-4, 0.02, n) * 1000 / n
+    else:
+        signal = np.cos((np.linspace(0, 1, n + 1) + 0.008) / 1.008 * math.pi / 2) ** 2
+        beta = 1 - signal[1:] / signal[:-1]
+    abar = np.cumprod(1 - np.minimum(beta, 0.999))
+    return np.sqrt((1 - abar) / abar)[::-1]
 
 
 class Model(Denoiser):

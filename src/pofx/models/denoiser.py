@@ -12,14 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from pofx.base.rng import Noise
-from pofx.models.family import Featured, Images, Shape
-from pofx.models.features import PROBED, inside
-from pofx.models.schedules import Levels
+from pofx.models.family import PROBED, Featured, Images, Shape, inside
 
+Levels = Float64[np.ndarray, " _"]  # noise levels, images on [-1, 1]
 SIGMA_DATA = 0.5  # standard deviation of natural images on [-1, 1]
 Prediction = Literal["eps", "x0", "v", "score", "scaled_score"]
 
@@ -28,15 +27,12 @@ class Denoiser(Featured):
     """A family that is a denoiser.
 
     Attributes:
-        sigma_range: smallest and largest noise level, images on [-1, 1].
-        levels: noise levels that it was trained on, falling; None: a continuum.
-        likelihood: how bits per dimension are measured (pofx.score.likelihood): by the variational "bound" of a chain,
-            by the probability "flow" of a continuum; None: not at all.
-        guide: a copy of the network as it was after the share `cfg.guide` of the training, to guide with; or None.
+        guide: the network as it was after the share `cfg.guide` of the training, for autoguidance; or None.
     """
 
-    sigma_range: tuple[float, float]
-    levels: Levels | None = None
+    sigma_range: tuple[float, float]  # smallest and largest noise level, images on [-1, 1]
+    levels: Levels | None = None  # that it was trained on, falling; None: a continuum
+    # How bits per dimension are measured: by the variational bound of a chain, or by the probability flow.
     likelihood: Literal["bound", "flow"] | None = None
 
     def __init__(self, cfg: Any, shape: Shape, net: nn.Module):
@@ -58,7 +54,7 @@ class Denoiser(Featured):
         return x
 
     def keep(self) -> None:
-        """Make the guide of the weights of this moment."""
+        """Make the guide of the present weights."""
         self.guide.load_state_dict(self.net.state_dict())
 
     def networks(self) -> list[nn.Module]:
@@ -79,7 +75,7 @@ class Denoiser(Featured):
 def precondition(
     net: nn.Module,
     x: Images,
-    sigma: Float[Tensor, "b 1 1 1"],
+    sigma: Float[Tensor, "b 1 1 1"] | float,
     sigma_data: float = SIGMA_DATA,
     prediction: Prediction | None = None,
 ) -> Images:
@@ -88,9 +84,11 @@ def precondition(
         D(x, sigma) = c_skip x + c_out F(c_in x, c_noise),   c_skip = sigma_data^2 / (sigma^2 + sigma_data^2),
         c_out = sigma sigma_data c_in,   c_in = 1 / sqrt(sigma^2 + sigma_data^2),   c_noise = log(sigma) / 4
 
-    Input and target of F have variance about one at every noise level. With a `prediction` in place of None, F is taken
-    for that and c_skip and c_out play no part.
+    Input and target of F have variance about one at every noise level. With a `prediction` F is just that, without
+    c_skip and c_out.
     """
+    if not isinstance(sigma, Tensor):
+        sigma = torch.full((len(x), 1, 1, 1), sigma, device=x.device)
     c_in = (sigma**2 + sigma_data**2).rsqrt()
     f = net(c_in * x, sigma.flatten().log() / 4).float()
     if prediction is not None:
@@ -131,8 +129,3 @@ def from_denoised(kind: Prediction, denoised: Tensor, x: Tensor, sigma: Tensor |
     if kind == "v":
         return (x / (1 + sigma**2) - denoised) * (1 + sigma**2) ** 0.5 / sigma
     return denoised
-
-
-def per_image(sigma: float, x: Images) -> Float[Tensor, "b 1 1 1"]:
-    """One noise level for all images."""
-    return torch.full((len(x), 1, 1, 1), sigma, device=x.device)

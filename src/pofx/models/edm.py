@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import nn
 
 from pofx.base import rng
-from pofx.models.denoiser import SIGMA_DATA, Denoiser, loss_weight, per_image, precondition
+from pofx.models.denoiser import SIGMA_DATA, Denoiser, loss_weight, precondition
 from pofx.models.family import Images, Shape, Terms
 from pofx.models.unet import UNet, UNetConfig
 
@@ -49,4 +49,4 @@ class Model(Denoiser):
         return {"loss": (loss_weight(sigma, cfg.sigma_data) * (denoised - x).square()).flatten(1).mean(1)}
 
     def denoise(self, x: Images, sigma: float, net: nn.Module | None = None) -> Images:
-        return precondition(net or self.net, x, per_image(sigma, x), self.cfg.sigma_data)
+        return precondition(net or self.net, x, sigma, self.cfg.sigma_data)

@@ -1,8 +1,8 @@
 """Models by name and in folders: built, saved and loaded.
 
 A folder holds model.safetensors, the weights, and model.json, the card: format number, family, resolved config,
-training settings, shape of an image, provenance. A key that an older card lacks takes today's default. A renamed key
-has an entry in RENAMED, so that an older model stays readable.
+training settings, shape of an image, provenance. A key that an older card lacks takes today's default. MOVED says where
+its other keys are now.
 """
 
 import dataclasses
@@ -19,11 +19,14 @@ from pofx.base.errors import UserError
 from pofx.models.family import Family, Shape
 
 FORMAT = 2  # 1: `train` within the config, images of 3x32x32, no format number
-CONTRAST = ["alpha", "data_noise", "buffer", "fresh", "augment", "step_size", "noise", "grad_clip", "kl", "entropy",
-            "energy_limit"]  # fmt: skip
-RECOVERY = ["sigma_min", "sigma_max", "levels", "sigma_data", "log_mean", "log_std", "step"]
-# family -> key of format 1 -> section that it is in now
-RENAMED = {"ebm": dict.fromkeys(CONTRAST, "contrast") | dict.fromkeys(RECOVERY, "recovery")}
+# family -> section of today -> its keys, which in format 1 were beside it
+MOVED = {
+    "ebm": {
+        "contrast": ["alpha", "data_noise", "buffer", "fresh", "augment", "step_size", "noise", "grad_clip", "kl",
+                     "entropy", "energy_limit"],
+        "recovery": ["sigma_min", "sigma_max", "levels", "sigma_data", "log_mean", "log_std", "step"],
+    }
+}  # fmt: skip
 
 
 def module(name: str) -> ModuleType:
@@ -45,13 +48,7 @@ def create(name: str, cfg: Any, shape: Shape, models: Path) -> Family:
 
 
 def save(folder: Path, name: str, model: Family, train: dict[str, Any], provenance: dict[str, Any]) -> None:
-    """Write all that sampling needs into `folder`.
-
-    Args:
-        name: of the family.
-        train: the training settings.
-        provenance: where the weights come from: data, code, machine.
-    """
+    """Write all that sampling needs into `folder`: `provenance` says what data, code and machine it comes from."""
     card = {
         "format": FORMAT,
         "family": name,
@@ -80,7 +77,8 @@ def card(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}/model.json has format {written}, newer than {FORMAT}: update the project")
     if written == 1:
         read |= {"format": FORMAT, "train": read["config"].pop("train"), "shape": (3, 32, 32)}
-        read["config"] = _renamed(read["family"], read["config"])
+        for section, keys in MOVED.get(read["family"], {}).items():
+            read["config"][section] = {key: read["config"].pop(key) for key in keys if key in read["config"]}
         if "base" in read:
             read["base"]["config"].pop("train")
     return read | {"shape": tuple(read["shape"])}
@@ -113,12 +111,3 @@ def _build(folder: Path) -> Family:
     if have["train"]["channels_last"]:
         model.to(memory_format=torch.channels_last)
     return model.eval()
-
-
-def _renamed(family: str, cfg: dict[str, Any]) -> dict[str, Any]:
-    """A config of format 1 with its keys where they are now."""
-    table, moved = RENAMED.get(family, {}), {}
-    for key, value in cfg.items():
-        place = moved.setdefault(table[key], {}) if key in table else moved
-        place[key] = value
-    return moved

@@ -35,11 +35,11 @@ def _zeros(layer: Layer) -> Layer:
 
 
 class Fourier(nn.Module):
-    """Gaussian Fourier features of a scalar: sin and cos of 2 pi w t with fixed w ~ N(0, scale^2)."""
+    """Gaussian Fourier features of a scalar: sin and cos of 2 pi w t with fixed w ~ N(0, 1)."""
 
-    def __init__(self, dim: int, scale: float):
+    def __init__(self, dim: int):
         super().__init__()
-        self.register_buffer("w", torch.randn(dim // 2) * scale)
+        self.register_buffer("w", torch.randn(dim // 2))
 
     def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b dim"]:
         angle = 2 * math.pi * t[:, None] * self.w
@@ -56,6 +56,11 @@ class Sinusoid(nn.Module):
     def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b dim"]:
         angle = t[:, None] * self.w
         return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+def embedder(features: nn.Module, dim: int, inner: int, out: int) -> nn.Sequential:
+    """From a noise level, by its `dim` features, to an embedding of `out` numbers."""
+    return nn.Sequential(features, nn.Linear(dim, inner), nn.SiLU(), nn.Linear(inner, out), nn.SiLU())
 
 
 class Block(nn.Module):
@@ -79,8 +84,8 @@ class Inverted(nn.Module):
 
     The shape of the block is MobileNetV2's (Sandler et al. 2018, arXiv 1801.04381); the noise embedding scales and
     shifts what enters and scales what leaves, as in DiT (Peebles & Xie 2023, arXiv 2212.09748). Nearly all of it is
-    matrix products over single positions, where a processor without tensor cores is fastest, and every position is
-    normed by itself, so that a small shape on a plain ground is not drowned by the ground's statistics.
+    matrix products over single positions, which suits a processor without tensor cores. Every position is normed by
+    itself: a small shape on a plain ground is not drowned by the ground's statistics.
     """
 
     def __init__(self, before: int, after: int, embedding: int, dropout: float):
@@ -105,10 +110,12 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, heads: int):
         super().__init__()
+        if channels % heads:
+            raise UserError(f"net.heads = {heads} should divide the width of every map with attention")
         self.heads, self.norm = heads, _norm(channels)
         self.qkv, self.out = nn.Conv2d(channels, 3 * channels, 1), _zeros(nn.Conv2d(channels, channels, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, _: Tensor) -> Tensor:
         b, c, h, w = x.shape
         q, k, v = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, h * w).transpose(3, 4).unbind(1)
         y = F.scaled_dot_product_attention(q, k, v)
@@ -134,8 +141,6 @@ class UNet(nn.Module):
     """Image and noise level in, image out.
 
     Args:
-        cfg: widths, depths and the rest.
-        shape: of an image.
         time: what `t` is: "sigma", a real number of order one such as log(sigma) / 4, or "step", of a chain of about
             a thousand.
 
@@ -145,14 +150,18 @@ class UNet(nn.Module):
 
     def __init__(self, cfg: UNetConfig, shape: Shape, time: Literal["sigma", "step"]):
         super().__init__()
-        _check(cfg, shape)
+        factor = cfg.patch * 2 ** (len(cfg.multipliers) - 1)
+        if any(side % factor for side in shape[1:]):
+            raise UserError(
+                f"net.multipliers = {list(cfg.multipliers)} with net.patch = {cfg.patch} divides the side by {factor}, "
+                f"which images of {shape[1]}x{shape[2]} do not allow: take fewer levels"
+            )
         channels, patch, plain = cfg.channels, cfg.patch, cfg.resample == "plain"
         residual = cfg.block == "residual"
         block, side = (Block, 3) if residual else (Inverted, 1)  # and of the first and the last convolution's kernel
         embedding, folded = 4 * channels, shape[0] * patch**2
-        features = Fourier(channels, scale=1.0) if time == "sigma" else Sinusoid(channels)
-        self.embed = nn.Sequential(features, nn.Linear(channels, embedding), nn.SiLU(),
-                                   nn.Linear(embedding, embedding), nn.SiLU())  # fmt: skip
+        features = Fourier(channels) if time == "sigma" else Sinusoid(channels)
+        self.embed = embedder(features, channels, embedding, embedding)
         self.fold, self.unfold = nn.PixelUnshuffle(patch), nn.PixelShuffle(patch)
         self.first = nn.Conv2d(folded, channels, side, padding=side // 2)
 
@@ -160,7 +169,8 @@ class UNet(nn.Module):
         widths, kept, now = [channels * m for m in cfg.multipliers], [channels], channels
 
         def step(before: int, after: int, level: int) -> nn.ModuleList:
-            attention = [Attention(after, cfg.heads)] if _side(cfg, shape, level) in cfg.attention else []
+            attended = shape[1] // patch // 2**level in cfg.attention
+            attention = [Attention(after, cfg.heads)] if attended else []
             return nn.ModuleList([block(before, after, embedding, cfg.dropout), *attention])
 
         for level, width in enumerate(widths):
@@ -205,22 +215,5 @@ class UNet(nn.Module):
     @staticmethod
     def _run(step: nn.ModuleList, h: Tensor, e: Tensor) -> Tensor:
         for layer in step:
-            h = layer(h, e) if isinstance(layer, Block | Inverted) else layer(h)
+            h = layer(h, e)
         return h
-
-
-def _side(cfg: UNetConfig, shape: Shape, level: int) -> int:
-    return shape[1] // cfg.patch // 2**level
-
-
-def _check(cfg: UNetConfig, shape: Shape) -> None:
-    factor = cfg.patch * 2 ** (len(cfg.multipliers) - 1)
-    if any(side % factor for side in shape[1:]):
-        raise UserError(
-            f"net.multipliers = {list(cfg.multipliers)} with net.patch = {cfg.patch} divides the side by {factor}, "
-            f"which images of {shape[1]}x{shape[2]} do not allow: take fewer levels"
-        )
-    attended = [m for level, m in enumerate(cfg.multipliers) if _side(cfg, shape, level) in cfg.attention]
-    attended += cfg.multipliers[-1:] if cfg.attention else []
-    if any(cfg.channels * m % cfg.heads for m in attended):
-        raise UserError(f"net.heads = {cfg.heads} should divide the width of every map with attention")

@@ -15,8 +15,7 @@ def lerp(a: Float[Tensor, "n *shape"], b: Float[Tensor, "n *shape"], share: Floa
 
 def slerp(a: Float[Tensor, "n *shape"], b: Float[Tensor, "n *shape"], share: Float[Tensor, " k"]) -> Tensor:
     """Points (n, k, *shape) from `a` (share 0) to `b` (share 1) at equal angles (Shoemake 1985): between two of one
-    length all have that length, unlike those of `lerp`. That is taken where `a` and `b` are parallel, which noise
-    never is and codes of one unit are."""
+    length all have that length. Where `a` and `b` are parallel, as codes of one unit are, those of `lerp`."""
     angle = F.cosine_similarity(a.flatten(1), b.flatten(1)).clamp(-1, 1).acos()
     angle, share = angle.view(-1, *[1] * a.ndim), share.view(-1, *[1] * (a.ndim - 1))
     left, right = ((w * angle).sin() / angle.sin() for w in (1 - share, share))

@@ -19,8 +19,8 @@ def rows(family: str, own: Any, more: Any) -> dict[str, Any]:
 
     Args:
         own: the section sample.<family>, a mapping.
-        more: the section rows.<family>: {ddim: {sampler: ddim}} makes a row edm-ddim, drawn from the same model and the
-            same noise, which differs from the first in its sampler.
+        more: the section rows.<family>: {ddim: {sampler: ddim}} makes a row edm-ddim, which differs from the first in
+            its sampler alone.
 
     Raises:
         UserError: a row's name is not of small letters and digits, or what differs is no valid part of a Sample.

@@ -147,9 +147,9 @@ def langevin(denoise: Denoise, noise: Noise, x: Tensor, sigmas: list[float], cfg
 
         x <- x + alpha_i score(x, sigma_i) + sqrt(2 alpha_i) z,   alpha_i = epsilon sigma_i^2 / sigma_L^2
 
-    The convention of the whole step alpha, as in Song & Ermon 2020 (algorithm 1) and in the code of both papers. The
-    algorithm as printed in 2019 has alpha / 2 and sqrt(alpha): its epsilon is twice this one. step_size is epsilon;
-    None: by Technique 4 for the widest gap between two levels.
+    The whole step alpha, as in Song & Ermon 2020 (algorithm 1) and in the code of both papers; as printed in 2019, with
+    alpha / 2 and sqrt(alpha), epsilon is twice this one. step_size is epsilon; None: by Technique 4 for the widest gap
+    between two levels.
     """
     levels = [s for s in sigmas if s]
     eta = _eta(cfg, levels, 0.0, 1.0)

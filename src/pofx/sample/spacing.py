@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from pofx.models.schedules import Levels
+from pofx.models.denoiser import Levels
 
 
 def karras(largest: float, smallest: float, n: int, rho: float) -> Levels:

@@ -1,4 +1,4 @@
-"""What both energy-based models share: their Sample, energies with slopes, and the watch over training."""
+"""What both energy-based models share: their Sample, slopes of energies, and the guard of training."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn.utils.parametrize import cached
 
 from pofx.base.rng import Noise
-from pofx.models.family import EnergyBased, Shape
+from pofx.models.family import EnergyBased, Images, Shape
 
-Images = Float[Tensor, "b c h w"]
-Observed = tuple[Images, Bool[Tensor, "b 1 h w"]]  # images, and which of their pixels are put back after every step
-CALM, WILD = 100, 5.0  # steps until the gap's spread is estimated, and of a gap outside it; in standard deviations
+Observed = tuple[Images, Bool[Tensor, "b 1 h w"]] | None  # images, and which pixels are put back after every step
+Draw = Callable[[Images], Images]  # standard normal numbers of the shape of images
+CALM, WILD = 100, 5.0  # steps that estimate the gap's spread, and that a gap stays outside it; standard deviations
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,10 @@ def slope(energy: Callable[[Images], Tensor], x: Images, graph: bool = False) ->
     return value.detach(), gradient
 
 
-def drawn_from(noise: Noise) -> Callable[[Images], Images]:
+def drawn_from(noise: Noise) -> Draw:
     """As rng.randn_like, from `noise`."""
     return lambda like: noise.normal(*like.shape[1:])
 
 
 def last(states: Iterator[Images]) -> Images:
-    """The end of a path."""
     return deque(states, maxlen=1).pop()

@@ -3,13 +3,13 @@
     loss = E(x+) - E(x-) + alpha (E(x+)^2 + E(x-)^2)
     x <- clamp(x - step_size clip(dE/dx) + noise z)
 
-x+ are data with a little noise. x- are drawn by Langevin dynamics: each chain starts where an earlier one ended,
-and a share of them restarts from noise. Steps are large against their noise, as published: the density at temperature
-one is not what the chains draw from. Improved contrastive divergence (Du et al. 2021, arXiv 2012.01316) adds what `kl`,
-`entropy` and `augment` ask for.
+x+ are data with a little noise. x- are drawn by Langevin dynamics: each chain starts where an earlier one ended, but a
+share of them restarts from noise. Steps are large against their noise, as published: chains do not draw from the
+density at temperature one. `kl`, `entropy` and `augment` are improved contrastive divergence (Du et al. 2021, arXiv
+2012.01316).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -25,10 +25,9 @@ from pofx.base.errors import UserError
 from pofx.base.images import to_model, to_uint8
 from pofx.base.progress import Bar
 from pofx.base.rng import Noise
-from pofx.models.ebm.chains import Chains, Images, Observed, Sample, drawn_from, last, slope
+from pofx.models.ebm.chains import Chains, Draw, Observed, Sample, drawn_from, last, slope
 from pofx.models.ebm.network import Energy
-from pofx.models.family import Shape, Terms
-from pofx.models.features import inside
+from pofx.models.family import Images, Shape, Terms, inside
 
 NEIGHBOURS = 100  # images of the buffer among which the entropy term looks for the nearest
 ALARMS = {
@@ -64,7 +63,6 @@ class Contrast(Chains):
     alarms, warnings = ALARMS, WARNINGS
 
     def __init__(self, cfg: Any, shape: Shape):
-        """`cfg` is the Config of ebm.py."""
         super().__init__(cfg, shape)
         self.own: ContrastConfig = cfg.contrast
         self.second_order = bool(self.own.kl or self.own.entropy)
@@ -108,9 +106,9 @@ class Contrast(Chains):
         """Where n chains start, and the places of the whole batch's in the buffer: distinct, so that no two chains race
         for one. Every process has the same buffer."""
         whole = n * dist.parts()
-        if self.training and whole > len(self.buffer):
-            raise UserError(f"ebm.contrast.buffer = {len(self.buffer)} should hold at least a batch ({whole})")
         if self.training:
+            if whole > len(self.buffer):
+                raise UserError(f"ebm.contrast.buffer = {len(self.buffer)} should hold at least a batch ({whole})")
             slots = torch.randperm(len(self.buffer), device=device)[:whole]
         else:  # nothing is put back, and a batch may be larger than the buffer
             slots = rng.randint(len(self.buffer), n, device=device)
@@ -120,39 +118,36 @@ class Contrast(Chains):
         return torch.where(_chance(self.own.fresh, start), 2 * rng.rand_like(start) - 1, start), slots
 
     def _langevin(
-        self, x: Images, steps: int, draw: Callable[[Images], Images], observed: Observed | None = None
+        self, x: Images, steps: int, draw: Draw, observed: Observed = None
     ) -> tuple[Images, Float[Tensor, " b"] | None]:
-        """`steps` Langevin steps, without gradients of the weights.
-
-        Returns:
-            Where the chains end, and the energies at which they started (None: no step).
-        """
-        own, first = self.own, None
+        """Where chains of Langevin steps end, and the energies at which they started (None: no step)."""
+        first = None
         with self.frozen():
             for _ in range(steps):
                 energy, gradient = slope(self.net, x)
                 first = energy if first is None else first
-                x = x - own.step_size * gradient.clamp(-own.grad_clip, own.grad_clip) + own.noise * draw(x)
-                x = x.clamp_(-1, 1)
+                x = self._step(x, gradient, draw)
                 if observed is not None:
                     x = torch.where(observed[1], observed[0], x)
         return x.detach(), first
+
+    def _step(self, x: Images, gradient: Images, draw: Draw) -> Images:
+        own = self.own
+        moved = x - own.step_size * gradient.clamp(-own.grad_clip, own.grad_clip)
+        return (moved + own.noise * draw(x)).clamp(-1, 1)
 
     def _last_step(self, x: Images) -> tuple[Images, Float[Tensor, " b"]]:
         """The last step of the chains, and what it adds to the loss: the energy that it comes to, which the sampler
         should bring down, less the entropy of its images, by their distance to the nearest of the buffer. Both are
         functions of the weights by way of the step alone."""
-        own = self.own
-        with self.eval_mode(), torch.enable_grad():
-            x = x.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(self.net(x).sum(), x, create_graph=True)
-            moved = x.detach() - own.step_size * gradient.clamp(-own.grad_clip, own.grad_clip)
-            moved = (moved + own.noise * rng.randn_like(x)).clamp(-1, 1)
+        with self.eval_mode():
+            _, gradient = slope(self.net, x, graph=True)
+        moved = self._step(x.detach(), gradient, rng.randn_like)
         others = to_model(self.buffer[torch.randperm(len(self.buffer), device=x.device)[:NEIGHBOURS]])
         nearest = torch.cdist(moved.flatten(1), others.flatten(1)).amin(1)
         with self.frozen():
             energy = self.net(moved).float()
-        return moved.detach(), own.kl * energy - own.entropy * (nearest + 1e-6).log()
+        return moved.detach(), self.own.kl * energy - self.own.entropy * (nearest + 1e-6).log()
 
     def preview(self, noise: Noise) -> Images:
         return self.sample(noise, Sample(chain=self.cfg.chain))
@@ -162,15 +157,14 @@ class Contrast(Chains):
         if cfg.start == "noise":
             return self._chain(self._uniform(noise), noise, cfg)
         if noise.stop > len(self.buffer):
-            raise UserError(
-                f"sample.n exceeds ebm.contrast.buffer = {len(self.buffer)}: lower it, or set sample.ebm.start=noise"
-            )
+            raise UserError(f"sample.n exceeds ebm.contrast.buffer = {len(self.buffer)}: lower it, or set "
+                            "sample.ebm.start=noise")  # fmt: skip
         return self._chain(to_model(self.buffer[noise.start : noise.stop]), noise, cfg)
 
     def _uniform(self, noise: Noise) -> Images:
         return 2 * noise.uniform(*self.shape) - 1
 
-    def _chain(self, x: Images, noise: Noise, cfg: Sample, observed: Observed | None = None) -> Iterator[Images]:
+    def _chain(self, x: Images, noise: Noise, cfg: Sample, observed: Observed = None) -> Iterator[Images]:
         yield x
         with cached():
             for _ in Bar(range(cfg.chain), desc="chain", leave=False):

@@ -3,7 +3,6 @@
 Nothing in them mixes images: no batch statistics.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,10 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from pofx.base.errors import UserError
-from pofx.models.family import Shape
-from pofx.models.unet import Fourier
-
-Wrap = Callable[[nn.Conv2d], nn.Module]
+from pofx.models.family import Images, Shape
+from pofx.models.unet import Fourier, embedder
 
 
 @dataclass(frozen=True)
@@ -34,12 +31,7 @@ class EnergyConfig:
 
 
 class Energy(nn.Module):
-    """(b, c, h, w) -> (b,): one number an image.
-
-    Args:
-        cfg: widths, depths and the rest.
-        shape: of an image.
-        levels: whether the network is given a noise level.
+    """(b, c, h, w) -> (b,): one number an image, at a noise level if it has `levels`.
 
     Raises:
         UserError: the image cannot be folded, or halved for its scales.
@@ -49,18 +41,15 @@ class Energy(nn.Module):
         super().__init__()
         colours, h, w = shape
         if any(side % (cfg.patch * 2 ** (cfg.scales - 1)) for side in (h, w)):
-            raise UserError(
-                f"ebm.net.patch = {cfg.patch} with scales = {cfg.scales} does not fit images of {h}x{w}: lower one"
-            )
-        shapes = [(colours, h >> scale, w >> scale) for scale in range(cfg.scales)]
-        self.towers = nn.ModuleList(Tower(cfg, shape, levels) for shape in shapes)
+            raise UserError(f"ebm.net.patch = {cfg.patch} with scales = {cfg.scales} does not fit {h}x{w}: lower one")
+        self.towers = nn.ModuleList(Tower(cfg, (colours, h >> k, w >> k), levels) for k in range(cfg.scales))
 
     @property
     def deepest(self) -> nn.Module:
         """The layer that puts out the last map of the tower that sees the whole image."""
         return self.towers[0].blocks[-1]
 
-    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"] | None = None) -> Float[Tensor, " b"]:
+    def forward(self, x: Images, t: Float[Tensor, " b"] | None = None) -> Float[Tensor, " b"]:
         """`t` names the noise level: a real number of order one, such as log(sigma) / 4."""
         total = self.towers[0](x, t)
         for tower in self.towers[1:]:
@@ -74,25 +63,21 @@ class Tower(nn.Module):
 
     def __init__(self, cfg: EnergyConfig, shape: Shape, levels: bool):
         super().__init__()
-        wrap: Wrap = spectral_norm if cfg.spectral else lambda layer: layer
         channels, embedding = cfg.channels, 4 * cfg.channels if levels else 0
-        self.embed = None
-        if levels:
-            self.embed = nn.Sequential(Fourier(channels, scale=1.0), nn.Linear(channels, embedding), nn.SiLU(),
-                                       nn.Linear(embedding, embedding), nn.SiLU())  # fmt: skip
-        folded = shape[0] * cfg.patch**2
-        self.first = nn.Sequential(nn.PixelUnshuffle(cfg.patch), wrap(nn.Conv2d(folded, channels, 3, padding=1)))
+        self.embed = embedder(Fourier(channels), channels, embedding, embedding) if levels else None
+        first = _conv(shape[0] * cfg.patch**2, channels, 3, cfg.spectral)
+        self.first = nn.Sequential(nn.PixelUnshuffle(cfg.patch), first)
         self.blocks, now = nn.ModuleList(), channels
         sides = [side // cfg.patch for side in shape[1:]]
         for width in (channels * m for m in cfg.multipliers):
             halved = all(side % 2 == 0 for side in sides)  # of a small image the last stages keep the side
             for k in range(cfg.blocks):
-                self.blocks.append(Block(now, width, embedding, shrink=halved and k == 0, wrap=wrap))
+                self.blocks.append(Block(now, width, embedding, shrink=halved and k == 0, spectral=cfg.spectral))
                 now = width
             sides = [side // 2 for side in sides] if halved else sides
         self.last = nn.Linear(embedding, now) if levels else nn.Linear(now, 1)
 
-    def forward(self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"] | None) -> Float[Tensor, " b"]:
+    def forward(self, x: Images, t: Float[Tensor, " b"] | None) -> Float[Tensor, " b"]:
         e = self.embed(t) if self.embed else None
         h = self.first(x)
         for block in self.blocks:
@@ -106,12 +91,11 @@ class Block(nn.Module):
     """SiLU, conv, SiLU, conv with a skip connection; then the side halves where asked. The noise level is added between
     the convolutions (Gao et al. 2021, arXiv 2012.08125)."""
 
-    def __init__(self, before: int, after: int, embedding: int, shrink: bool, wrap: Wrap):
+    def __init__(self, before: int, after: int, embedding: int, shrink: bool, spectral: bool):
         super().__init__()
-        self.conv1 = wrap(nn.Conv2d(before, after, 3, padding=1))
-        self.conv2 = wrap(nn.Conv2d(after, after, 3, padding=1))
+        self.conv1, self.conv2 = _conv(before, after, 3, spectral), _conv(after, after, 3, spectral)
         self.embed = nn.Linear(embedding, after) if embedding else None
-        self.skip = wrap(nn.Conv2d(before, after, 1)) if before != after else nn.Identity()
+        self.skip = _conv(before, after, 1, spectral) if before != after else nn.Identity()
         self.shrink = shrink
 
     def forward(self, x: Tensor, e: Tensor | None) -> Tensor:
@@ -120,3 +104,8 @@ class Block(nn.Module):
             h = h + self.embed(e)[:, :, None, None]
         h = self.skip(x) + self.conv2(F.silu(h))
         return F.avg_pool2d(h, 2) if self.shrink else h
+
+
+def _conv(before: int, after: int, side: int, spectral: bool) -> nn.Module:
+    conv = nn.Conv2d(before, after, side, padding=side // 2)
+    return spectral_norm(conv) if spectral else conv

@@ -6,13 +6,12 @@ Gaussians where p itself is not:
     p(y | x) ~ exp(-E(y, sigma_i) - |x - y|^2 / 2 s^2),    y = x0 + sigma_i z,    x = y + s z',
     s^2 = sigma_{i+1}^2 - sigma_i^2
 
-Their likelihood is trained by MCMC chains that start at x. With `chain` 0 it is trained by the paper's normal
-approximation for small s: denoising score matching with the gradient of an energy. Images are drawn from noise, level
-by level.
+Their likelihood is trained by MCMC chains that start at x, or, with `chain` 0, by the paper's normal approximation for
+small s: denoising score matching with the gradient of an energy. Images are drawn from noise, level by level.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -27,10 +26,9 @@ from pofx.base.errors import UserError
 from pofx.base.progress import Bar
 from pofx.base.rng import Noise
 from pofx.models.denoiser import SIGMA_DATA, loss_weight
-from pofx.models.ebm.chains import CALM, Chains, Images, Observed, Sample, drawn_from, last, slope
+from pofx.models.ebm.chains import CALM, Chains, Draw, Observed, Sample, drawn_from, last, slope
 from pofx.models.ebm.network import Energy
-from pofx.models.family import Shape, Terms
-from pofx.models.features import PROBED, inside
+from pofx.models.family import PROBED, Images, Shape, Terms, inside
 
 IDLE = 1000  # steps after which denoising should have a smaller loss than NONE
 NONE = 0.8  # with no network the loss is about 1
@@ -59,7 +57,6 @@ class RecoveryConfig:
 
 class Recovery(Chains):
     def __init__(self, cfg: Any, shape: Shape):
-        """`cfg` is the Config of ebm.py."""
         super().__init__(cfg, shape)
         self.own: RecoveryConfig = cfg.recovery
         self.second_order = cfg.chain == 0
@@ -91,9 +88,9 @@ class Recovery(Chains):
     def _nearest(self, sigma: float) -> Int64[Tensor, ""]:
         return (self.sigmas.log() - math.log(sigma)).abs().argmin()
 
-    def _near(self, sigma: float, x: Images) -> Float[Tensor, "b 1 1 1"]:
-        """The noise level nearest to sigma, for every image."""
-        return self._level(self._nearest(sigma).expand(len(x)))
+    def _energy_near(self, x: Images, sigma: float) -> Float[Tensor, " b"]:
+        """At the noise level nearest to sigma."""
+        return self.level_energy(x, self._level(self._nearest(sigma).expand(len(x))))
 
     def _approximate(self, x: Images) -> Terms:
         """Squared error of the denoised images: what the likelihood becomes where s is small, weighted as in EDM."""
@@ -105,12 +102,8 @@ class Recovery(Chains):
         error = noisy - sigma**2 * gradient - x
         loss = (loss_weight(sigma, own.sigma_data) * error.square()).flatten(1).mean(1)
         mean = dist.mean(loss.detach())
-        return {
-            "loss": loss,
-            "energy_data": energy,
-            "alarm_denoising": mean > 10 * NONE,
-            "alarm_idle": self._idle(mean),
-        }
+        alarms = {"alarm_denoising": mean > 10 * NONE, "alarm_idle": self._idle(mean)}
+        return {"loss": loss, "energy_data": energy} | alarms
 
     def _recover(self, x: Images) -> Terms:
         """The difference of energies at the data's x_i and at the end of chains that start at x_{i+1}."""
@@ -134,14 +127,12 @@ class Recovery(Chains):
             "warn_uphill": dist.mean(fall) < 0,
         }
 
-    def _conditional(
-        self, above: Images, i: Int64[Tensor, " b"], steps: int, draw: Callable[[Images], Images]
-    ) -> Images:
+    def _conditional(self, above: Images, i: Int64[Tensor, " b"], steps: int, draw: Draw) -> Images:
         """Images at noise level i given images `above` at i + 1, by `steps` Langevin steps that start there.
 
-        The step is `step` of the variance v that the conditional has in directions of noise alone, and the noise added
-        leaves just this variance there: a step of 1 renews it as a whole, and a single one is ancestral sampling.
-        Where the data vary, large steps leave less than the density's variance, at worst half of it if levels are few.
+        The step is `step` of the variance v of the conditional in directions of noise alone, and the noise added leaves
+        just this variance there: a step of 1 renews it as a whole, and a single one is ancestral sampling. Where the
+        data vary, large steps leave less than the density's variance, at worst half of it if levels are few.
         """
         sigma, c = self._level(i), self.own.step
         s2 = self._level(i + 1) ** 2 - sigma**2
@@ -173,9 +164,7 @@ class Recovery(Chains):
     def _noise(self, noise: Noise) -> Images:
         return self.own.sigma_max * noise.normal(*self.shape)
 
-    def _descend(
-        self, x: Images, top: int, noise: Noise, cfg: Sample, observed: Observed | None = None
-    ) -> Iterator[Images]:
+    def _descend(self, x: Images, top: int, noise: Noise, cfg: Sample, observed: Observed = None) -> Iterator[Images]:
         """From noise level `top` down to images without noise."""
         draw = drawn_from(noise)
         yield x
@@ -193,7 +182,7 @@ class Recovery(Chains):
     def energy(self, x: Images) -> Float[Tensor, " b"]:
         """At the level where the noise is as strong as the data are. Images unlike any are seen in training only where
         noise makes all images alike: at small levels the energy of pure noise is far below that of data."""
-        return self.level_energy(x, self._near(self.own.sigma_data, x))
+        return self._energy_near(x, self.own.sigma_data)
 
     @property
     def layer(self) -> str:
@@ -201,7 +190,7 @@ class Recovery(Chains):
 
     def features(self, x: Images) -> Float[Tensor, "b d"]:
         """Of images without noise, though the network is given a small noise level."""
-        return inside(self.net.deepest, lambda: self.level_energy(x, self._near(PROBED, x)))
+        return inside(self.net.deepest, lambda: self._energy_near(x, PROBED))
 
     def inpaint(self, x: Images, mask: Bool[Tensor, "b 1 h w"], noise: Noise, cfg: Sample) -> Images:
         """Drawn as samples are; observed pixels are put back after every noise level, with that level's noise."""

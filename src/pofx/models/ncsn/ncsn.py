@@ -6,6 +6,7 @@
 levels are given for images on [0, 1], as published; the model's are on [-1, 1], so they are doubled inside.
 """
 
+import math
 import sys
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -13,15 +14,14 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Lt
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from pofx.base import rng
 from pofx.base.images import to_model
-from pofx.models.denoiser import SIGMA_DATA, Denoiser, from_denoised, per_image, precondition
+from pofx.models.denoiser import SIGMA_DATA, Denoiser, from_denoised, precondition
 from pofx.models.family import Images, Shape, Terms
 from pofx.models.ncsn.refinenet import RefineNet
-from pofx.models.schedules import overlap
 from pofx.models.unet import UNet, UNetConfig
 
 UNITS = 2  # from images on [0, 1] to [-1, 1]
@@ -81,21 +81,24 @@ class Model(Denoiser):
             sigma = smallest * (largest / smallest) ** rng.batch(torch.rand, len(x), device=x.device)
         else:
             sigma = self.sigmas[rng.randint(len(self.sigmas), len(x), device=x.device)]
-        z = rng.randn_like(x)
-        dsm = 0.5 * (self.scaled_score(x + sigma[:, None, None, None] * z, sigma) + z).square().flatten(1).sum(1)
+        wide, z = sigma[:, None, None, None], rng.randn_like(x)
+        noisy = x + wide * z
+        denoised = precondition(self.net, noisy, wide, prediction=PREDICTION[self.cfg.output])
+        dsm = 0.5 * (from_denoised("scaled_score", denoised, noisy, wide) + z).square().flatten(1).sum(1)
         # "karras": the network's own error weighs the same at every level (arXiv 2206.00364, eq. 7 ff.). The published
         # weight leaves the coarse levels, where place and colour are decided, to long training.
         weight = 1 + (sigma / SIGMA_DATA) ** 2 if self.cfg.weighting == "karras" else 1.0
         return {"loss": weight * dsm, "dsm_per_pixel": dsm / x[0].numel()}
 
-    def scaled_score(self, x: Images, sigma: Float[Tensor, " b"]) -> Images:
-        """sigma s(x, sigma) = (D - x) / sigma, of order one at every noise level (Tweedie's formula)."""
-        wide = sigma[:, None, None, None]
-        denoised = precondition(self.net, x, wide, prediction=PREDICTION[self.cfg.output])
-        return from_denoised("scaled_score", denoised, x, wide)
-
     def denoise(self, x: Images, sigma: float, net: nn.Module | None = None) -> Images:
-        return precondition(net or self.net, x, per_image(sigma, x), prediction=PREDICTION[self.cfg.output])
+        return precondition(net or self.net, x, sigma, prediction=PREDICTION[self.cfg.output])
+
+
+def overlap(ratio: float, dims: int) -> float:
+    """Technique 2 (Song & Ermon 2020, arXiv 2006.09011): the share C of one level's noise that lies where the next
+    larger level's does, in `dims` dimensions, at the ratio of the two levels. The paper aims at 0.5."""
+    wide = math.sqrt(2 * dims) * (ratio - 1)
+    return 0.5 * (math.erf((wide + 3 * ratio) / math.sqrt(2)) - math.erf((wide - 3 * ratio) / math.sqrt(2)))
 
 
 def _warn(what: str) -> None:

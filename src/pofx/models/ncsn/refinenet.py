@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pofx.base.errors import UserError
 from pofx.models.family import Images, Shape
-from pofx.models.unet import Fourier
+from pofx.models.unet import Fourier, embedder
 
 # Width of the embedding of the noise level. Each of v1's 71 norms has a linear layer of its own on it: at this width
 # conditioning adds 5% to the parameters of the published network.
@@ -27,9 +27,8 @@ class InstanceNormPlus(nn.Module):
     mu_k and s_k are the mean and standard deviation of the map of channel k, m and v those of the mus over channels
     (with n - 1, as in the authors' code). Instance norm alone forgets the means, and with them the colour of the image.
 
-    The authors keep gamma, alpha and beta of every noise level in a table, which ties the network to these levels:
-    others, or one between two, cannot be asked for (ermongroup/ncsn, issue 7). Here they are a
-    shared start, as in v2, plus a linear function of the embedding of any noise level.
+    The authors keep gamma, alpha and beta of every noise level in a table, which allows no other (ermongroup/ncsn,
+    issue 7). Here they are a shared start, as in v2, plus a linear function of the embedding of any noise level.
     """
 
     def __init__(self, channels: int, conditional: bool):
@@ -125,10 +124,9 @@ class Refine(nn.Module):
     def __init__(self, before: list[int], after: int, units: int, conditional: bool):
         super().__init__()
         self.adapt = nn.ModuleList(Units(width, 2, conditional) for width in before)
+        fused = before if len(before) > 1 else []
         self.fuse = nn.ModuleList(
-            Conv(width, after, nn.Identity(), conditional, norm=conditional, bias=True)
-            for width in before
-            if len(before) > 1
+            Conv(width, after, nn.Identity(), conditional, norm=conditional, bias=True) for width in fused
         )
         pool = nn.AvgPool2d if conditional else nn.MaxPool2d
         self.chain = nn.ModuleList(
@@ -140,17 +138,17 @@ class Refine(nn.Module):
         size = maps[0].shape[2:]
         maps = [adapt(x, e) for adapt, x in zip(self.adapt, maps, strict=True)]
         if self.fuse:
-            maps = [self._grown(fuse(x, e), size) for fuse, x in zip(self.fuse, maps, strict=True)]
+            maps = [_grown(fuse(x, e), size) for fuse, x in zip(self.fuse, maps, strict=True)]
         h = path = F.elu(sum(maps))
         for step in self.chain:
             path = step(path, e)
             h = h + path
         return self.last(h, e)
 
-    @staticmethod
-    def _grown(x: Tensor, size: torch.Size) -> Tensor:
-        same = x.shape[2:] == size
-        return x if same else F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+def _grown(x: Tensor, size: torch.Size) -> Tensor:
+    same = x.shape[2:] == size
+    return x if same else F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
 class RefineNet(nn.Module):
@@ -174,10 +172,7 @@ class RefineNet(nn.Module):
                 f"which images of {shape[1]}x{shape[2]} do not allow"
             )
         wide, folded = 2 * channels, shape[0] * patch**2
-        self.embed = None
-        if conditional:
-            self.embed = nn.Sequential(Fourier(EMBEDDING, scale=1.0), nn.Linear(EMBEDDING, 4 * EMBEDDING), nn.SiLU(),
-                                       nn.Linear(4 * EMBEDDING, EMBEDDING), nn.SiLU())  # fmt: skip
+        self.embed = embedder(Fourier(EMBEDDING), EMBEDDING, 4 * EMBEDDING, EMBEDDING) if conditional else None
         self.fold, self.unfold = nn.PixelUnshuffle(patch), nn.PixelShuffle(patch)
         self.first = nn.Conv2d(folded, channels, 3, padding=1)
         stages = [(channels, channels, 1), (channels, wide, 1), (wide, wide, 2), (wide, wide, 4)]

@@ -1,6 +1,5 @@
 """Ex-post density of a code: a mixture of Gaussians fitted to the aggregated posterior (Ghosh et al. 2020, arXiv
-1903.12436). A decoder has only seen codes of images; draws from N(0, I) may fall where there are none.
-"""
+1903.12436). A decoder has only seen codes of images; draws from N(0, I) may fall where there are none."""
 
 import warnings
 
@@ -14,12 +13,7 @@ RIDGE = 1e-4  # added to every variance: a unit that is not in use has one of ab
 
 
 class Mixture(nn.Module):
-    """Until it is fitted, N(0, I). All of it is persistent buffers.
-
-    Args:
-        components: Gaussians, of full covariance.
-        dim: units of the code.
-    """
+    """Gaussians of full covariance for codes of `dim` units, in persistent buffers; until it is fitted, N(0, I)."""
 
     def __init__(self, components: int, dim: int):
         super().__init__()
@@ -27,16 +21,15 @@ class Mixture(nn.Module):
         self.register_buffer("means", torch.zeros(components, dim))
         self.register_buffer("scales", torch.eye(dim).repeat(components, 1, 1))  # Cholesky factors
 
-    def fit(self, codes: Float[Tensor, "n dim"], seed: int = 0) -> None:
+    def fit(self, codes: Float[Tensor, "n dim"]) -> None:
         """By expectation maximisation, from k-means."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture
 
         with warnings.catch_warnings():  # a fit that is nearly done is good enough to draw from
             warnings.simplefilter("ignore", ConvergenceWarning)
-            fitted = GaussianMixture(len(self.weights), random_state=seed, reg_covar=RIDGE).fit(
-                codes.double().cpu().numpy()
-            )
+            mixture = GaussianMixture(len(self.weights), random_state=0, reg_covar=RIDGE)
+            fitted = mixture.fit(codes.double().cpu().numpy())
         self.weights.copy_(torch.from_numpy(fitted.weights_))
         self.means.copy_(torch.from_numpy(fitted.means_))
         self.scales.copy_(torch.linalg.cholesky(torch.from_numpy(fitted.covariances_)))

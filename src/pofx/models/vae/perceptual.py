@@ -60,11 +60,10 @@ def vgg19(path: Path) -> Backbone:
 class Perceptual:
     """Squared distance of two images in features of the frozen network.
 
-    No nn.Module: its weights are none of the model's, so that they are neither trained, averaged, saved nor counted,
-    and no call of train() reaches them. It follows its input from device to device.
+    No nn.Module: its weights are none of the model's. They are neither trained, averaged, saved nor counted, and follow
+    the input from device to device.
 
     Args:
-        backbone: of the functions above.
         layers: after which features are read.
         side: pixels that images are enlarged to: at 32x32 the deeper maps would be a few pixels wide.
     """
@@ -90,14 +89,12 @@ class Perceptual:
 
     def __call__(self, x: Float[Tensor, "b 3 h w"], y: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
         """Sum over layers of half the mean squared difference, times the numbers in an image: each layer weighs as much
-        as the pixels under a Gaussian of standard deviation 1, whatever the size of image and map.
+        as the pixels under a Gaussian of standard deviation 1.
 
-        Both are moved at random, by less than the backbone's stride: it would otherwise see the same pixels better than
-        others every time, and might print its grid on the images.
+        Both are moved at random, by less than the backbone's stride, which might else print its grid on the images.
         """
         shift = tuple(torch.randint(STRIDE, (2,)).tolist())  # on the CPU: no sync
         with torch.no_grad():
             want = self.features(x, shift)
         pairs = zip(want, self.features(y, shift), strict=True)
-        parts = [0.5 * (a - b).float().square().flatten(1).mean(1) for a, b in pairs]
-        return x[0].numel() * torch.stack(parts).sum(0)
+        return x[0].numel() * sum(0.5 * (a - b).float().square().flatten(1).mean(1) for a, b in pairs)

@@ -30,8 +30,6 @@ class Transformer(nn.Module):
     Args:
         size: number of different codes.
         length: codes of an image.
-        width, layers, heads: of the network; the inner layer of an MLP is 4 times as wide.
-        dropout: share of features dropped at the end of each branch.
     """
 
     def __init__(self, size: int, length: int, width: int, layers: int, heads: int, dropout: float):
@@ -44,8 +42,8 @@ class Transformer(nn.Module):
         self.norm, self.head = nn.LayerNorm(width), _head(width, size)
 
     def forward(self, codes: Int64[Tensor, "b n"], cache: Cache | None = None) -> Float[Tensor, "b m size"]:
-        """With a `cache`, which is filled, only what it does not hold yet is computed: call it with one code more each
-        time, from none on, for the logits of the next one alone (m = 1)."""
+        """With a `cache`, which is filled, only what it lacks is computed: call it with one code more each time, from
+        none on, for the logits of the next one alone (m = 1)."""
         seen = cache[0][0].shape[2] if cache else 0
         tokens = F.pad(codes, (1, 0), value=self.embed.num_embeddings - 1)[:, seen:]
         h = self.embed(tokens) + self.place.weight[seen : seen + tokens.shape[1]]
@@ -83,8 +81,6 @@ class PixelCNN(nn.Module):
     Args:
         size: number of different codes.
         side: height and width of the map of codes.
-        width, layers: of the network; the first layer's kernel is 7x7, the others' 3x3.
-        dropout: share of features dropped before the last two layers.
     """
 
     def __init__(self, size: int, side: tuple[int, int], width: int, layers: int, dropout: float):

@@ -23,8 +23,7 @@ from pofx.base import dist
 from pofx.base.errors import UserError
 from pofx.base.images import to_model
 from pofx.base.rng import Noise
-from pofx.models.family import Bounded, Coded, Images, Sampled, Shape, Terms
-from pofx.models.features import averaged
+from pofx.models.family import Bounded, Coded, Images, Sampled, Shape, Terms, averaged
 from pofx.models.pixels import gaussian
 from pofx.models.vqvae.codebook import Codebook, perplexity
 
@@ -109,13 +108,14 @@ class Model(Sampled, Coded, Bounded):
 
     def __init__(self, cfg: Config, shape: Shape):
         super().__init__(cfg, shape)
-        if any(side % FACTOR for side in shape[1:]):
-            raise UserError(f"the VQ-VAE divides the side by {FACTOR}: images of {shape[1]}x{shape[2]} do not allow it")
-        self.map = shape[1] // FACTOR, shape[2] // FACTOR  # of codes
+        colours, height, width = shape
+        if height % FACTOR or width % FACTOR:
+            raise UserError(f"the VQ-VAE divides the side by {FACTOR}, which images of {height}x{width} do not allow")
+        self.map = height // FACTOR, width // FACTOR  # of codes
         self.length = self.map[0] * self.map[1]
-        self.encoder = Encoder(shape[0], cfg)
+        self.encoder = Encoder(colours, cfg)
         self.book = Codebook(cfg.codes, cfg.dim, cfg.decay, cfg.revive)
-        self.net = Decoder(shape[0], cfg)
+        self.net = Decoder(colours, cfg)
         self.width = nn.Parameter(gaussian.width(cfg.sigma))
 
     def prepare(self, images: UInt8[Tensor, "n c h w"], batch: int) -> dict[str, float]:
