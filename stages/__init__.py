@@ -15,10 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS = Path(os.environ.get("DVC_ROOT", ROOT)) / "runs"
 FRESH = os.environ.get("FRESH") == "1"  # whether to make anew what is kept there: states of training, rows
 sys.path.insert(0, str(ROOT / "src"))
-# Those that this process may use: a container or a batch system may grant fewer than there are. macOS cannot say.
+# Cores that this process may use: a container or a batch system may grant fewer than there are. macOS cannot say.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-# PyTorch's threads hold both of two cores, and NumPy's linear algebra is faster without a second one of its own:
-# fid@ncsn took 15 s in place of 20. To be said before NumPy is imported.
+# PyTorch's threads hold both of two cores: without threads of NumPy's own fid@ncsn took 15 s in place of 20. It must be
+# set before NumPy is imported.
 if CORES <= 2:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -46,13 +46,13 @@ def run(main: Callable[..., None], *args, memory: str = "free some") -> None:
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EROFS):
             sys.exit(f"error: cannot write {error.filename}: permission denied or read-only")
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        sys.exit(f"error: no space left for {error.filename or 'the output'}: free some and run the same command again")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = error.filename or "the output"
+            sys.exit(f"error: no space left for {where}: free some and run the same command again")
+        raise
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """NumPy and Python raise MemoryError, PyTorch an error of its own on a GPU and a plain one on a CPU. By name: most
-    stages do without PyTorch."""
-    names = {"MemoryError", "OutOfMemoryError"}
-    return bool(names & {kind.__name__ for kind in type(error).__mro__}) or "DefaultCPUAllocator" in str(error)
+    """NumPy and Python raise MemoryError, PyTorch OutOfMemoryError on a GPU and a plain RuntimeError on a CPU."""
+    kind = type(error).__name__  # no import: most stages do without PyTorch
+    return isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)

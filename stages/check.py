@@ -2,10 +2,11 @@
 
 import dataclasses
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 
 from stages import run
 from pofx.base import config, files
@@ -32,39 +33,33 @@ def check(tree: dict[str, Any]) -> None:
         UserError: an unknown, missing or wrongly typed key, a value out of bounds, or a model that is no family.
     """
     families = config.family_names()
-    config.known(tree, [*config.SHARED_SECTIONS, *families], "params.yaml")
-    for key in [*config.SHARED_SECTIONS, *families]:
-        if key not in tree:
-            raise UserError(f"section {key} is missing: add it (presets/default.yaml has one)")
+    sections = [*config.SHARED_SECTIONS, *families]
+    config.known(tree, sections, "params.yaml")
+    if missing := [key for key in sections if key not in tree]:
+        raise UserError(f"section {missing[0]} is missing: add it (presets/default.yaml has one)")
     config.convert(int, tree["seed"], "seed")
-    for key, cls in SECTIONS.items():
-        config.build(cls, tree[key], key)
+    built = {key: config.build(cls, tree[key], key) for key, cls in SECTIONS.items()}
     for name in families:
         config.build(store.module(name).Config, config.untrained(tree[name]), name)
         settings(name, tree)
-    _sample(tree)
-    _names("models", tree["models"], at_least=1)
-    for key in ("sweep", "energy"):  # of which there may be none
-        _names(f"{key}.models", tree[key].get("models", []), at_least=0)
-
-
-def _sample(tree: dict[str, Any]) -> None:
-    families = config.family_names()
-    drawn = {"n": Annotated[int, Ge(2)], "seeds": Annotated[int, Ge(1)]} | {name: dict for name in families}
-    config.build(dataclasses.make_dataclass("Drawn", drawn.items()), tree["sample"], "sample")
-    config.build(dataclasses.make_dataclass("Rows", [(name, dict) for name in families]), tree["rows"], "rows")
+    blocks = [(name, dict) for name in families]
+    drawn = [("n", Annotated[int, Ge(2)]), ("seeds", Annotated[int, Ge(1)]), *blocks]
+    config.build(dataclasses.make_dataclass("Drawn", drawn), tree["sample"], "sample")
+    config.build(dataclasses.make_dataclass("Rows", blocks), tree["rows"], "rows")
     for name in families:
         rows.rows(name, tree["sample"][name], tree["rows"][name])
+    _names("models", config.convert(Annotated[tuple[str, ...], MinLen(1)], tree["models"], "models"))
+    _names("sweep.models", built["sweep"].models)
+    _names("energy.models", built["energy"].models)
 
 
-def _names(key: str, names: Any, at_least: int) -> None:
-    names = config.convert(tuple[str, ...], names, key)
+def _names(key: str, names: Collection[str]) -> None:
+    families = config.family_names()
     for name in names:
-        if name not in (families := config.family_names()):
+        if name not in families:
             raise UserError(f"{key} names {name!r}, which is no family: {config.nearest(name, families)}")
-    if len(set(names)) < len(names) or len(names) < at_least:
-        count = "one family or more" if at_least else "families"
-        raise UserError(f"{key} = {list(names)} should name {count}, each once")
+    if len(set(names)) < len(names):
+        raise UserError(f"{key} = {list(names)} should name each family once")
 
 
 def main() -> None:

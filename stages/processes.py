@@ -1,9 +1,9 @@
 """Stages that several processes can share: `NPROC=2 dvc repro train_ddpm`, `NPROC=2 python -m stages.train ddpm`.
 
 The stage then starts itself NPROC times, on a GPU each or with the CPU's cores divided, and gives each copy its rank
-by torchrun's variables; so `torchrun --nproc_per_node=2 -m stages.train ddpm` works as well. torchrun itself would turn
-every exit code into 1, and let its workers live on where a kill ends it. The number of processes is no parameter: it
-decides nothing but the time, and DVC reruns what a changed parameter or command changes.
+by torchrun's variables; so `torchrun --nproc_per_node=2 -m stages.train ddpm` works as well. But torchrun turns every
+exit code into 1, and a kill of it leaves its workers alive. The number of processes is no parameter: it decides nothing
+but the time.
 """
 
 import os
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, redirect_stderr
+from contextlib import redirect_stderr
 
 import stages
 from pofx.base import dist
@@ -29,15 +29,12 @@ def run(main: Callable[..., None], *args, **how) -> None:
 
 def _joined(main: Callable[..., None], *args) -> None:
     try:
-        with ExitStack() as stack:
-            if not dist.first():  # all would print the same: the first does
-                stack.enter_context(redirect_stderr(stack.enter_context(open(os.devnull, "w"))))
-            dist.join()
+        # All would print the same: the first does.
+        with open(os.devnull, "w") as null, redirect_stderr(sys.stderr if dist.first() else null), dist.joined():
             main(*args)
-            dist.leave()
     except Exception:
-        # Mostly all fail alike, or the first has failed and the launcher ends this process: it waits for that. Only
-        # then is the error its own, and printed.
+        # Mostly all fail alike, or the first has failed and the launcher ends this process: it waits for that. An error
+        # that is its own is printed after the wait.
         if not dist.first():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(5 * GRACE)

@@ -1,10 +1,10 @@
 """Bring the report up to date with several stages at a time, which is `make repro`: `python -m tools.parallel`,
 `--gpus 0,1` for a worker on each of these, `--workers 2`. Without either there is one for each GPU, or each core.
 
-Two plain `dvc repro` block each other, but two processes may run one stage each. DVC locks the outputs of a stage
-against all others and its dependencies against writers, and its graph has an edge wherever these overlap. Stages that
-run in the order of the graph thus never want the same lock, and nothing is tried twice. For the lock on DVC's own files
-a process waits. The report reads whole folders, so `dvc repro report` would train every family; here it is one stage.
+Two plain `dvc repro` block each other, but two processes may run one stage each. DVC locks what a stage reads and
+writes, and its graph has an edge wherever two stages overlap. So stages in the order of the graph never want the same
+lock; for the lock on DVC's own files a process waits. The report reads whole folders, so `dvc repro report` would train
+every family; here it is one stage.
 """
 
 import argparse
@@ -32,8 +32,7 @@ MOST = 4  # workers on a CPU, if nobody says how many: a training holds about 0.
 def plan(graph: nx.DiGraph, changed: set[str]) -> dict[str, set[str]]:
     """Stage -> those to wait for, of all stages that have changed or rest on one that has: an edge of `graph` each.
 
-    Without trainings that nothing but the report reads: of families that nobody asked for. DVC itself skips a stage
-    whose inputs turn out as they were.
+    Without trainings that nothing but the report reads: of families outside `models`.
     """
     graph = graph.copy()
     while unasked := [s for s in graph if s.startswith("train_") and set(graph.predecessors(s)) <= {LAST}]:
@@ -56,19 +55,18 @@ def workers(gpus: str | None, count: int | None) -> list[dict[str, str]]:
     """What is set in the environment of every worker: its GPU, if it has one of its own, and its share of the cores.
 
     Without `gpus` and `count`: one for every GPU that PyTorch sees, or else for every core, up to MOST. NPROC above 1
-    means a single one, whose processes share all. OMP_NUM_THREADS holds PyTorch and OpenBLAS; where it is set it stays.
+    means a single one, whose processes share all. OMP_NUM_THREADS limits PyTorch and OpenBLAS; where it is set it
+    stays.
 
     Raises:
         UserError: a GPU is named twice or by no number, or there is no worker.
     """
-    named = []
     if count is not None and count < 1:
         raise UserError(f"WORKERS = {count} should be 1 or more")
-    if gpus is not None:
-        named = gpus.split(",")
-        if not all(map(str.isdecimal, named)) or len(set(named)) < len(named):
-            raise UserError(f"GPUS = {gpus!r} should be different numbers of GPUs, such as 0,1")
-    elif count is None and os.environ.get("NPROC", "1") == "1":
+    named = gpus.split(",") if gpus is not None else []
+    if not all(map(str.isdecimal, named)) or len(set(named)) < len(named):
+        raise UserError(f"GPUS = {gpus!r} should be different numbers of GPUs, such as 0,1")
+    if gpus is None and count is None and os.environ.get("NPROC", "1") == "1":
         named, count = _gpus(), min(CORES, MOST)
     count = len(named) or count or 1
     share = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, CORES // count)))} if count > 1 else {}
@@ -86,7 +84,7 @@ def _gpus() -> list[str]:
 class Crew:
     """Workers that run stages in the order of their graph, those that begin the longest chains first.
 
-    A stage is a process in a session of its own: signals reach it, and what it runs, by way of us alone, and so once.
+    A stage is a process in a session of its own, so that a signal reaches it only through `stop`, and once.
     """
 
     def __init__(self, needs: dict[str, set[str]], environments: list[dict[str, str]]):
@@ -102,7 +100,7 @@ class Crew:
             signal.signal(number, (lambda *_: None) if ignored else self.stop)
 
     def stop(self, *_) -> None:
-        """Send what Ctrl-C would: trainings save their state, and DVC puts its locks away. Nothing begins any more."""
+        """Send what Ctrl-C would: trainings save their state, DVC removes its locks. No further stage begins."""
         with self._lock:
             self.stopping = True
             for process in self._processes:
@@ -111,7 +109,7 @@ class Crew:
                         os.killpg(process.pid, signal.SIGINT)
 
     def work(self) -> None:
-        """Until nothing is left that can be done."""
+        """Run all stages whose dependencies end well."""
         order, length, free = TopologicalSorter(self.needs), chains(self.needs), list(self.environments)
         ready, running = [], {}
         order.prepare()
@@ -130,14 +128,14 @@ class Crew:
                         order.done(stage)
 
     def _run(self, stage: str, worker: dict[str, str]) -> bool:
-        """Whether `stage` ended well. What it prints is handed on line by line; a single worker's as it comes."""
+        """Whether `stage` ended well. What it prints is passed on line by line; a single worker's as it comes."""
         began, error, log = time.monotonic(), "", RUNS / "parallel" / f"{stage}.log"
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", stage]
         how = {"env": os.environ | worker, "start_new_session": True}
         if stage == LAST:
             how |= {"stdout": subprocess.DEVNULL}  # its table is printed at the end, also where it has not changed
         elif len(self.environments) > 1:
-            command.append("-q")  # DVC's own words between those of several stages help nobody
+            command.append("-q")  # DVC's own words between those of several stages would confuse
             how |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
         with self._lock:
             if self.stopping:

@@ -8,6 +8,7 @@ writes are numbers (PyYAML reads both as strings).
 import dataclasses
 import difflib
 import math
+import operator
 import types
 import typing
 from collections.abc import Collection
@@ -25,6 +26,14 @@ T = TypeVar("T")
 MODELS = Path(__file__).resolve().parents[1] / "models"
 SHARED_SECTIONS = ("seed", "models", "data", "preprocess", "train", "sample", "rows", "fid", "likelihood", "probe",
                    "sweep", "energy")  # fmt: skip
+BOUNDS = {  # bound -> whether a value keeps it, and what else it should do
+    Ge: (operator.ge, "be at least {}"),
+    Gt: (operator.gt, "be above {}"),
+    Le: (operator.le, "be at most {}"),
+    Lt: (operator.lt, "be below {}"),
+    MultipleOf: (lambda got, step: got % step == 0, "be a multiple of {}"),
+    MinLen: (lambda got, least: len(got) >= least, "have {} or more entries"),
+}
 
 
 def family_names() -> list[str]:
@@ -57,16 +66,13 @@ def params(path: str = "params.yaml") -> dict[str, Any]:
 
 
 def section(key: str, cls: type[T], path: str = "params.yaml") -> T:
-    """The section `key` (dotted for nested ones, `sample.vae`) as an instance of the dataclass `cls`.
-
-    A family's section also holds its `train`, which is no part of its Config (see pofx.train.config).
-    """
+    """The section `key` (dotted for nested ones, `sample.vae`) as an instance of the dataclass `cls`."""
     tree = _find(key, path)
     return build(cls, untrained(tree) if key in family_names() else tree, key)
 
 
 def untrained(tree: Any) -> Any:
-    """A family's section without its `train`."""
+    """A family's section without its `train`, which is no part of its Config (see pofx.train.config)."""
     return {k: v for k, v in tree.items() if k != "train"} if isinstance(tree, dict) else tree
 
 
@@ -144,27 +150,14 @@ def convert(kind: Any, got: Any, where: str) -> Any:
 
 
 def _bounded(got: Any, bounds: Collection[Any], where: str) -> Any:
-    if got is None:  # an optional value
-        return None
     for bound in bounds:
-        match bound:
-            case Ge(limit):
-                holds, asked = got >= limit, f"at least {limit}"
-            case Gt(limit):
-                holds, asked = got > limit, f"above {limit}"
-            case Le(limit):
-                holds, asked = got <= limit, f"at most {limit}"
-            case Lt(limit):
-                holds, asked = got < limit, f"below {limit}"
-            case MultipleOf(step):
-                holds, asked = got % step == 0, f"a multiple of {step}"
-            case MinLen(limit):
-                holds, asked = len(got) >= limit, f"{limit} or more entries"
-            case _:
-                raise TypeError(f"{where}: {bound!r} is no bound that can be checked here")
-        if not holds:
+        if type(bound) not in BOUNDS:
+            raise TypeError(f"{where}: {bound!r} is no bound that can be checked here")
+        holds, should = BOUNDS[type(bound)]
+        (limit,) = dataclasses.astuple(bound)
+        if got is not None and not holds(got, limit):
             shown = list(got) if isinstance(got, tuple) else got
-            raise UserError(f"{where} = {shown!r} should {'have' if isinstance(bound, MinLen) else 'be'} {asked}")
+            raise UserError(f"{where} = {shown!r} should {should.format(limit)}")
     return got
 
 

@@ -1,9 +1,9 @@
-"""Several processes that train one model: which of them this is, and what they tell each other.
+"""Several processes that train one model: which of them this is, and what they send each other.
 
-Each holds the whole model and computes its rows of every batch; the gradients are averaged. So that the number of
-processes decides nothing but the time, each draws the random numbers of the whole batch, from the same seed, and takes
-its rows (pofx.base.rng); and what a family measures of a batch goes through `mean`, `total` or `gather` here. All that
-is within `sharing`, the step of training: elsewhere, and alone, every process computes as if there were no other.
+Each holds the whole model and computes its rows of every batch; the gradients are averaged. Each draws the random
+numbers of the whole batch, from the same seed, and takes its rows (pofx.base.rng). What a family measures of a batch
+goes through `mean`, `total` or `gather` here. So the number of processes decides nothing but the time. All that holds
+within `sharing`, the step of training: elsewhere every process computes as if there were no other.
 """
 
 import os
@@ -14,7 +14,6 @@ from datetime import timedelta
 import numpy as np
 import torch
 import torch.distributed as td
-from jaxtyping import Int64
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -28,7 +27,7 @@ def rank() -> int:
 
 
 def world() -> int:
-    """How many processes there are; they are told by torchrun's variables."""
+    """How many processes there are, by torchrun's variables."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -37,15 +36,13 @@ def first() -> bool:
     return rank() == 0
 
 
-def join() -> None:
-    """Meet the others, if there are any. A tensor on the CPU travels by gloo, one on a GPU by NCCL."""
-    if world() > 1 and not td.is_initialized():
+@contextmanager
+def joined() -> Iterator[None]:
+    """Within the block the processes reach each other: a tensor on the CPU travels by gloo, one on a GPU by NCCL."""
+    if world() > 1:
         td.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=WAIT)
-
-
-def leave() -> None:
-    """Part from the others: a group that is still open at the end of a process is warned of."""
-    if td.is_initialized():
+    yield
+    if world() > 1:  # after an error nothing: it would wait for the others
         td.destroy_process_group()
 
 
@@ -94,16 +91,6 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def taken(x: Tensor, index: Int64[Tensor, " m"]) -> Tensor:
-    """Some rows of the whole batch, of which this process has the rows x, by their index in it; no gradient passes."""
-    if parts() == 1:
-        return x[index]
-    own = index - rank() * len(x)
-    mine = (own >= 0) & (own < len(x))
-    found = x.detach()[own.clamp(0, len(x) - 1)]
-    return total(torch.where(mine.view(-1, *[1] * (x.dim() - 1)), found, torch.zeros_like(found)))
-
-
 def total(x: Tensor) -> Tensor:
     """The sum over processes; no gradient passes."""
     if parts() == 1:
@@ -123,12 +110,9 @@ def mean(x: Tensor) -> Tensor:
 
 
 def average(x: Tensor) -> Tensor:
-    """The mean over processes, in `sharing` or not."""
-    if world() > 1:
-        x = x.clone()
-        td.all_reduce(x)
-        x /= world()
-    return x
+    """The mean over processes of what each has computed outside `sharing`."""
+    with sharing():
+        return total(x) / world()
 
 
 def most(*numbers: int) -> tuple[int, ...]:

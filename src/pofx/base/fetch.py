@@ -2,11 +2,11 @@
 
 import fcntl
 import re
-import ssl
 import time
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from ssl import SSLError
 from urllib.error import URLError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
@@ -17,24 +17,17 @@ from pofx.base.progress import Bar
 
 TRIES = 4  # attempts in a row without a new byte
 PAUSE = 1.0  # seconds before the second attempt; doubled each time
-BROKEN = (URLError, ConnectionError, TimeoutError, ssl.SSLError, HTTPException)  # not OSError: that is a full disk too
+BROKEN = (URLError, ConnectionError, TimeoutError, SSLError, HTTPException)  # not OSError: that is a full disk too
 
 
 @dataclass(frozen=True)
 class File:
-    """A file as parameters name it.
+    """A file as parameters name it."""
 
-    Attributes:
-        source: a path or file:// (absolute or relative), https:// or http://; None: not given.
-        sha256: the file's digest, or how it begins: 8 to 64 hex digits.
-        keys: the parameters that these two are, for messages.
-        example: name of the file that is wanted, for messages.
-    """
-
-    source: str | None
-    sha256: str
-    keys: tuple[str, str]
-    example: str
+    source: str | None  # a path or file:// (absolute or relative), https:// or http://; None: not given
+    sha256: str  # the file's digest, or how it begins: 8 to 64 hex digits
+    keys: tuple[str, str]  # the parameters that these two are, for messages
+    example: str  # name of the file that is wanted, for messages
 
     def fits(self, path: Path) -> bool:
         return path.is_file() and files.digest(path).startswith(self.sha256.lower())
@@ -45,13 +38,9 @@ class File:
 
 
 def find(want: File, cache: Path, base: Path) -> Path:
-    """Path of the verified file.
+    """Path of the verified file: a local one where it lies, from `base` on, any other in the folder `cache`.
 
-    A local file is read where it lies, any other kept in `cache`. Of several processes one fetches, the others wait.
-
-    Args:
-        cache: folder of files from the network.
-        base: folder at which a relative path starts.
+    Of several processes one fetches, the others wait.
 
     Raises:
         UserError: the file is missing, cannot be fetched or is not the expected one.
@@ -100,8 +89,8 @@ def _download(want: File, part: Path) -> None:
             part.write_bytes(b"")
         size = part.stat().st_size
         most, failures = max(most, size), 0 if size > most else failures + 1
-        hopeless = code is not None and code < 500 and code not in (408, 416, 429)
-        if hopeless or failures == TRIES:
+        refused = code is not None and code < 500 and code not in (408, 416, 429)
+        if refused or failures == TRIES:
             mend = f"check the network, or set {want.keys[0]} to a mirror or a local file (file://PATH)"
             raise UserError(f"cannot fetch {want.source}: {reason}: {mend}")
         time.sleep(PAUSE * 2**failures)
@@ -109,8 +98,8 @@ def _download(want: File, part: Path) -> None:
 
 def _attempt(url: str, part: Path) -> None:
     have = part.stat().st_size
-    request = Request(url, headers={"User-Agent": "pofx", **({"Range": f"bytes={have}-"} if have else {})})
-    with urlopen(request, timeout=30) as answer:
+    headers = {"User-Agent": "pofx"} | ({"Range": f"bytes={have}-"} if have else {})
+    with urlopen(Request(url, headers=headers), timeout=30) as answer:
         have = have if answer.status == 206 else 0  # a server that knows no Range sends the whole file
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None

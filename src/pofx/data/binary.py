@@ -4,7 +4,7 @@ A file is a sequence of records of 3,073 bytes: the label, then the red, green a
 row (https://www.cs.toronto.edu/~kriz/cifar.html). There is no header, so the size must be a multiple of 3,073.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,18 +16,13 @@ from pofx.base.errors import UserError
 from pofx.base.files import read_json
 
 RECORD = 1 + 3 * 32 * 32  # bytes
-TRAIN, TEST, NAMES, META = (
-    [f"data_batch_{i}.bin" for i in range(1, 6)],
-    ["test_batch.bin"],
-    "batches.meta.txt",
-    "meta.json",
-)
+TRAIN, TEST = [f"data_batch_{i}.bin" for i in range(1, 6)], ["test_batch.bin"]
 FILES = {"train": TRAIN, "test": TEST}
+NAMES, META = "batches.meta.txt", "meta.json"
 CHANNELS = ("red", "green", "blue")
-CIFAR10_MEAN, CIFAR10_STD = (
-    (0.4914, 0.4822, 0.4465),
-    (0.2470, 0.2435, 0.2616),
-)  # of the 50,000 training images, on [0,1]
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)  # of the 50,000 training images, on [0, 1]
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+Bytes = UInt8[np.ndarray, "n 3 32 32"]
 
 
 @dataclass(frozen=True)
@@ -38,39 +33,26 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Images:
-    """A data set in memory; the dictionaries' keys are "train" and "test".
-
-    Attributes:
-        images: uint8 (N, 3, 32, 32).
-        labels: int64 (N,), indices into `classes`.
-        factors: float32 (N, F), factors of variation, columns named by `factor_names`; empty where there are none.
-    """
+    """A data set in memory; the dictionaries' keys are "train" and "test"."""
 
     name: str
-    images: dict[str, np.ndarray]
-    labels: dict[str, np.ndarray]
+    images: dict[str, np.ndarray]  # uint8 (N, 3, 32, 32)
+    labels: dict[str, np.ndarray]  # int64 (N,), indices into `classes`
     classes: list[str]
-    factors: dict[str, np.ndarray]
+    factors: dict[str, np.ndarray]  # float32 (N, F), factors of variation; empty where there are none
     factor_names: list[str]
 
 
-def write_batch(path: Path, images: UInt8[np.ndarray, "n 3 32 32"], labels: UInt8[np.ndarray, " n"]) -> None:
+def write_batch(path: Path, images: Bytes, labels: UInt8[np.ndarray, " n"]) -> None:
     # Not ndarray.tofile: its OSError on a full disk has no errno.
     path.write_bytes(np.concatenate([labels[:, None], images.reshape(len(images), -1)], axis=1).tobytes())
 
 
-def read_batch(
-    path: Path, records: int, classes: int
-) -> tuple[UInt8[np.ndarray, "n 3 32 32"], UInt8[np.ndarray, " n"]]:
+def read_batch(path: Path, records: int, classes: int) -> tuple[Bytes, UInt8[np.ndarray, " n"]]:
     """Images and labels of one file.
 
-    Args:
-        path: the file.
-        records: how many it should hold.
-        classes: labels should be below this.
-
     Raises:
-        UserError: the file is missing, has another size or holds another label.
+        UserError: the file is missing, does not hold `records` images, or has a label that is not below `classes`.
     """
     again = "remove the folder and run `dvc repro download` again"
     try:
@@ -105,14 +87,12 @@ def read(folder: Path) -> Images:
 
 def take(data: Images, sizes: Preprocess) -> Images:
     """The subset that `preprocess` asks for."""
-    rows = {
-        split: subset(len(data.labels[split]), getattr(sizes, f"n_{split}"), f"preprocess.n_{split}") for split in FILES
-    }
-
-    def pick(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {split: array[rows[split]] for split, array in arrays.items()}
-
-    return Images(data.name, pick(data.images), pick(data.labels), data.classes, pick(data.factors), data.factor_names)
+    rows = {s: subset(len(y), getattr(sizes, f"n_{s}"), f"preprocess.n_{s}") for s, y in data.labels.items()}
+    images, labels, factors = (
+        {split: array[rows[split]] for split, array in arrays.items()}
+        for arrays in (data.images, data.labels, data.factors)
+    )
+    return replace(data, images=images, labels=labels, factors=factors)
 
 
 def subset(available: int, n: int | None, where: str) -> Int64[np.ndarray, " n"]:
@@ -130,9 +110,8 @@ def subset(available: int, n: int | None, where: str) -> Int64[np.ndarray, " n"]
 def histogram(images: UInt8[np.ndarray, "n 3 h w"]) -> Int64[np.ndarray, "3 256"]:
     """Counts of each byte value in each channel."""
     counts = np.zeros((3, 256), np.int64)
-    for start in range(0, len(images), 1000):  # in blocks: bincount converts its input to int64
-        for c in range(3):
-            counts[c] += np.bincount(images[start : start + 1000, c].reshape(-1), minlength=256)
+    for part in np.array_split(images, -(-len(images) // 1000)):  # bincount converts its input to int64
+        counts += [np.bincount(part[:, c].reshape(-1), minlength=256) for c in range(3)]
     return counts
 
 
@@ -162,7 +141,7 @@ def summary(data: Images) -> dict:
 
 
 def check_cifar10(mean: Float64[np.ndarray, "3"], std: Float64[np.ndarray, "3"]) -> None:
-    """Raises UserError unless these are the published statistics (four decimals) of CIFAR-10's training images."""
+    """Raises UserError unless these are the published statistics of CIFAR-10's training images, of four decimals."""
     for what, got, known in (("mean", mean, CIFAR10_MEAN), ("standard deviation", std, CIFAR10_STD)):
         if np.abs(got - known).max() > 1e-4:
             raise UserError(

@@ -60,7 +60,7 @@ def fetch_cifar10(data: Data, out: Path, cache: Path, base: Path, records: dict[
 def unpack(path: Path, folder: Path, wanted: dict[str, int | None]) -> None:
     """Copy the files `wanted` (base name -> largest size in bytes) into `folder`, wherever in the tar `path` they lie.
 
-    Only bytes are taken: the files' names are ours, and no mode, owner, link or path of the archive reaches the disk.
+    Only bytes are taken: no mode, owner, link or path of the archive reaches the disk.
 
     Raises:
         UserError: the tar is damaged, lacks a file or has one twice, or holds a path out of it, a link or a device.
@@ -86,21 +86,18 @@ def unpack(path: Path, folder: Path, wanted: dict[str, int | None]) -> None:
 
 def draw_sprites(sprites: Sprites, out: Path) -> None:
     """The sprites of both splits; the label is the shape."""
-    for key, least in (("seed", 0), ("n_train", len(binary.TRAIN)), ("n_test", len(binary.TEST))):
-        if getattr(sprites, key) < least:
-            raise UserError(f"data.sprites.{key} = {getattr(sprites, key)} should be at least {least}")
     records, truth = {}, {}
     with atomic_folder(out) as folder, Bar(total=sprites.n_train + sprites.n_test, unit="img", desc="sprites") as bar:
         for i, (split, n) in enumerate({"train": sprites.n_train, "test": sprites.n_test}.items()):
             truth[split] = factors(n, sprites.seed, i)
-            files = binary.FILES[split]
-            for file, rows in zip(files, np.array_split(truth[split], len(files)), strict=True):
+            names = binary.FILES[split]
+            for name, rows in zip(names, np.array_split(truth[split], len(names)), strict=True):
                 images = []
                 for block in np.array_split(rows, -(-len(rows) // 250)):
                     images.append(render(block))
                     bar.update(len(block))
-                binary.write_batch(folder / file, np.concatenate(images), rows[:, 0].astype(np.uint8))
-                records[file] = len(rows)
+                binary.write_batch(folder / name, np.concatenate(images), rows[:, 0].astype(np.uint8))
+                records[name] = len(rows)
         (folder / binary.NAMES).write_text("\n".join(SHAPES) + "\n")
         with open(folder / "factors.npz", "wb") as file:
             np.savez(file, **truth, names=np.array(FACTORS))

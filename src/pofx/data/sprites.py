@@ -22,7 +22,7 @@ SIDE, SUPER = 32, 8  # pixels, and subpixels a pixel for the antialiasing
 @dataclass(frozen=True)
 class Sprites:
     seed: Annotated[int, Ge(0)] = 0
-    n_train: Annotated[int, Ge(1)] = 20_000
+    n_train: Annotated[int, Ge(5)] = 20_000  # at least one in each of the five files
     n_test: Annotated[int, Ge(1)] = 4_000
 
 
@@ -80,11 +80,8 @@ def _mask(shape: int, x: float, y: float, r: float, turn: float) -> Float64[np.n
 
 def _regular(n: int, *radii: float) -> list[tuple[float, float]]:
     """Corners of a regular figure with `n` points, on circles of the given radii in turn."""
-    corners = []
-    for k in range(n * len(radii)):
-        r, a = radii[k % len(radii)], 2 * math.pi * k / (n * len(radii))
-        corners.append((r * math.cos(a), r * math.sin(a)))
-    return corners
+    turns = [2 * math.pi * k / (n * len(radii)) for k in range(n * len(radii))]
+    return [(r * math.cos(a), r * math.sin(a)) for r, a in zip(radii * n, turns, strict=True)]
 
 
 def _cross(arm: float = 0.33) -> list[tuple[float, float]]:

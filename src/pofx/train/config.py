@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt
 
 from pofx.base import config
-from pofx.base.errors import UserError
 
 HARMLESS = ("save_seconds", "memory_mib", "preview_rows")  # settings that decide no weight
 
@@ -81,16 +80,9 @@ def settings(name: str, tree: dict[str, Any] | None = None) -> Train:
         UserError: one of the two blocks has an unknown key or a value out of its bounds.
     """
     tree = config.params() if tree is None else tree
-    shared = config.build(Train, asdict(Train()) | _block(tree, "train"), "train")
-    own = _block(_block(tree, name), "train", f"{name}.train")
+    shared = config.build(Train, tree.get("train", {}), "train")
+    own = config.convert(dict, tree.get(name, {}).get("train", {}), f"{name}.train")
     return config.build(Train, asdict(shared) | own, f"{name}.train")
-
-
-def _block(tree: dict[str, Any], key: str, where: str | None = None) -> dict[str, Any]:
-    block = tree.get(key, {})
-    if not isinstance(block, dict):
-        raise UserError(f"{where or key} = {block!r} should be a mapping")
-    return block
 
 
 def lr_at(cfg: Train, seen: int) -> float:

@@ -7,13 +7,14 @@ from torch import Tensor
 
 from pofx.base import dist
 
+Row = dict[str, int | float]  # images, loss, the family's terms, grad_norm, lr, and val_loss of validation images
+
 
 class Curve:
-    """Rows of the curve so far, and the sums of the row under way: they stay on the device, without a sync, until its
-    end."""
+    """Rows of the curve so far, and the sums of the row under way: until its end they stay on the device."""
 
     def __init__(self) -> None:
-        self.rows: list[dict[str, int | float]] = []
+        self.rows: list[Row] = []
         self.sums: dict[str, Tensor] = {}
 
     def add(self, terms: dict[str, Tensor], parts: int = 1) -> None:
@@ -27,7 +28,7 @@ class Curve:
         means = dist.average(torch.stack(list(self.sums.values())) / steps)
         return dict(zip(self.sums, means.tolist(), strict=True))
 
-    def end(self, row: dict[str, int | float]) -> None:
+    def end(self, row: Row) -> None:
         """Append the row and begin the next one."""
         self.rows.append(row)
         self.sums = {}

@@ -10,10 +10,9 @@ RAMP = 0.05  # the half-life is at most this share of the images seen, so that t
 
 
 class Ema:
-    """The average of a model's parameters. Buffers are not averaged: they are the model's own (schedules, counters).
+    """The average of a model's parameters, without buffers (schedules, counters).
 
     Args:
-        model: whose parameters are averaged.
         half_life: images after which a weight's influence has halved; 0 turns averaging off.
     """
 

@@ -19,44 +19,30 @@ from pofx.base.progress import Bar
 from pofx.base.rng import fold
 from pofx.models.family import Family
 from pofx.train.config import Train
-from pofx.train.curve import Curve
+from pofx.train.curve import Curve, Row
 from pofx.train.ema import Ema
 from pofx.train.pool import Pool
-from pofx.train.safety import Safety, guide_step
-from pofx.train.state import Checkpoint, Slot
+from pofx.train.safety import Event, Safety, guide_step
+from pofx.train.state import Slot
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a training, as far as it is not settings.
+    """One run of a training, as far as it is not settings."""
 
-    Args:
-        seed: of everything random in training.
-        slot: where the state is saved, and resumed from if it holds one.
-        stop: asked after every step; true saves and raises Stopped.
-        preview: called at rows of the curve, with the averaged weights in the model and the images seen. At the end it
-            is the caller's to show the model.
-    """
-
-    seed: int
-    slot: Slot
-    stop: Callable[[], bool] = lambda: False
+    seed: int  # of everything random in training
+    slot: Slot  # where the state is saved, and resumed from if it holds one
+    stop: Callable[[], bool] = lambda: False  # asked after every step; true saves and raises Stopped
+    # Called with the images seen and the averaged weights in the model, at rows of the curve but not at the end.
     preview: Callable[[int], None] = lambda seen: None
 
 
 class Trained(NamedTuple):
-    """What a training leaves besides the model.
+    """What a training leaves besides the model."""
 
-    Attributes:
-        curve: one dict a row: images, loss, the family's terms, grad_norm, lr, and val_loss of validation images.
-        seconds: of training, those of undone rows included.
-        events: what guards did, one dict an event: images at which it fired, its name as guard, did, and of a warning
-            (printed once) the rows in which it held.
-    """
-
-    curve: list[dict[str, int | float]]
-    seconds: float
-    events: list[dict[str, int | str]]
+    curve: list[Row]
+    seconds: float  # of training, those of undone rows included
+    events: list[Event]
 
 
 class Stopped(Exception):
@@ -67,16 +53,13 @@ def train(model: Family, pool: Pool, cfg: Train, run: Run) -> Trained:
     """Train `model` in place and leave it with its averaged weights: the last ones or, with validation images, those of
     the row of the curve with the smallest loss on them (of the rows since a guide was kept, if the model has one).
 
-    Where several processes train (pofx.base.dist), each computes its rows of every part of a batch, and all come to the
-    same weights; the first alone saves, previews and prints.
-
-    Args:
-        pool: batches as a function of the step, on the model's device, and the validation images.
+    Of several processes (pofx.base.dist) each computes its rows of every part of a batch, and all come to the same
+    weights; the first alone saves, previews and prints.
 
     Raises:
         Stopped: `run.stop` asked for it; the state is saved.
-        UserError: a gradient or loss was not finite, or an alarm of the family went off, and no roll-back was left; the
-            last good state is kept. Or these settings do not suit the model, the processes or the memory.
+        UserError: a guard fired (see Safety) and no roll-back was left; the last good state is kept. Or these settings
+            do not suit the model, the processes or the memory.
     """
     if cfg.batch % (cfg.accumulate * dist.world()):
         parts = f"train.accumulate x processes ({cfg.accumulate} x {dist.world()})"
@@ -93,8 +76,8 @@ def train(model: Family, pool: Pool, cfg: Train, run: Run) -> Trained:
     ema, curve, wrapped = Ema(model, cfg.ema_half_life), Curve(), dist.wrapped(model)
     parts = {"model": model, "adam": adam, "ema": ema, "curve": curve}
     safety = Safety(parts, cfg, run.slot, run.seed, pool.held_out)
-    checkpoint = Checkpoint(run.slot, parts | {"safety": safety})
-    step, total, guide_at = checkpoint.load(device), cfg.steps * cfg.batch, guide_step(model, cfg)
+    state = parts | {"safety": safety}
+    step, total, guide_at = run.slot.resume(state, device), cfg.steps * cfg.batch, guide_step(model, cfg)
     where = f"from {step * cfg.batch:,} of {total:,} images" if step else "from the beginning"
     print(f"train {where} (state in {run.slot.folder})", file=sys.stderr)
 
@@ -121,7 +104,7 @@ def train(model: Family, pool: Pool, cfg: Train, run: Run) -> Trained:
 
             bar.update(cfg.batch)
             safety.check_memory()
-            stopping, late = dist.most(run.stop(), checkpoint.age > cfg.save_seconds)
+            stopping, late = dist.most(run.stop(), run.slot.age > cfg.save_seconds)
             if not (stopping or late or cfg.ends_row(step)):
                 continue
             before, step = step, safety.ask(step)
@@ -130,7 +113,7 @@ def train(model: Family, pool: Pool, cfg: Train, run: Run) -> Trained:
                 bar.set_postfix(loss=f"{curve.rows[-1]['loss']:.4g}", refresh=False)
             bar.update(step * cfg.batch - bar.n)
             if stopping or late or done or step < before:
-                checkpoint.save(step)
+                run.slot.keep(state, step)
             if stopping and not done:
                 dist.barrier()  # whoever ends first would have the others ended, the one that saves among them
                 raise Stopped(f"stopped at {step * cfg.batch:,} of {total:,} images, state saved in {run.slot.folder}")
@@ -142,4 +125,4 @@ def train(model: Family, pool: Pool, cfg: Train, run: Run) -> Trained:
                     model.train()
     safety.finish()
     model.eval()
-    return Trained(curve.rows, checkpoint.seconds, safety.events)
+    return Trained(curve.rows, run.slot.seconds, safety.events)

@@ -12,14 +12,13 @@ from pofx.base.rng import fold
 class Pool:
     """Batches of a data set that lives on the device.
 
-    Every epoch visits each image once, in an order that is a function of (seed, epoch); a last partial batch runs on
-    into the next epoch, so that any number of images seen is a whole number of equal batches.
+    Every epoch visits each image once, in an order that is a function of (seed, epoch). Its last partial batch runs on
+    into the next epoch.
 
     Args:
-        images: the whole set.
         batch: images a step.
         flip: mirror each image left-right with probability one half.
-        validation: the last images, held out of the batches, in `held_out`.
+        validation: the last images, kept out of the batches, in `held_out`.
 
     Raises:
         UserError: no image is left.

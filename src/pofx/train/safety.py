@@ -1,7 +1,7 @@
 """What may end a training early or undo a part of it: guards with roll-backs, and early stopping by validation images.
 
 A fault begins before it is seen: a roll-back goes to the oldest of the states kept at the last rows of the curve, of
-which the start is one. The batches and the noise of its steps come again; the learning rate is what differs.
+which the start is one. Batches and noise are the same again; the learning rate differs.
 """
 
 import copy
@@ -19,19 +19,21 @@ from pofx.base.progress import Bar
 from pofx.base.rng import fold
 from pofx.models.family import Family
 from pofx.train.config import Train, lr_at
+from pofx.train.curve import Row
 from pofx.train.state import Slot
 
 FACTOR = 0.3  # of the learning rate, at every roll-back
 KEPT = 3  # states
 ALARM, WARNING = "alarm_", "warn_"  # how a family's terms begin that are no part of the curve
+# What a guard did: images at which it fired, its name as guard, did; of a warning also the rows in which it held.
+Event = dict[str, int | str]
 
 
 def guide_step(model: Family, cfg: Train) -> int | None:
     """Step after which the averaged network is kept as the guide of a denoiser; None: the model has no guide."""
     if getattr(model, "guide", None) is None:  # no import of Denoiser: an edit of it must not retrain other families
         return None
-    keep_at = max(1, int(model.cfg.guide * cfg.images))
-    return -(-keep_at // cfg.batch)
+    return math.ceil(max(1, int(model.cfg.guide * cfg.images)) / cfg.batch)
 
 
 class Safety:
@@ -51,9 +53,8 @@ class Safety:
         self.model, self.ema, self.curve = parts["model"], parts["ema"], parts["curve"]
         self.used = 0  # roll-backs
         self.states: list[dict[str, Any]] = []
-        # images, guard, did; of a warning also the rows, those included that a roll-back undid
-        self.events: list[dict[str, int | str]] = []
-        # the smallest validation loss, the averaged weights that had it, and the rows of the curve since
+        self.events: list[Event] = []
+        # The smallest validation loss, the averaged weights that had it, and the rows of the curve since.
         self.best: dict[str, Any] = {"loss": math.inf, "rows": 0, "weights": None}
         self._keep(0)
 
@@ -72,29 +73,24 @@ class Safety:
         return lr_at(self.cfg, step * self.cfg.batch) * FACTOR**self.used
 
     def check_memory(self) -> None:
-        """To be called after every step.
-
-        Raises:
-            UserError: this process has taken more memory than `memory_mib`.
-        """
+        """Raises UserError if this process has taken more memory than `memory_mib`."""
         if 0 < self.cfg.memory_mib < (peak := machine.peak_mib(self.held_out.device)):
             took = f"training took {peak:,.0f} MiB, more than train.memory_mib = {self.cfg.memory_mib:,}"
             raise UserError(f"{took}: raise train.accumulate or lower train.batch")
 
     def ask(self, step: int) -> int:
-        """What now, after `step` steps? To be asked at the end of every row of the curve, and before a save within one.
+        """The step to go on from after `step` steps: `step` or, after a roll-back, an earlier one.
 
-        Returns:
-            The step to go on from: `step` or, after a roll-back, an earlier one.
+        To be asked at the end of every row of the curve, and before a save within one.
 
         Raises:
-            UserError: a guard fired, and no roll-back is left.
+            UserError: a guard fired (a mean was not finite, or an alarm of the family), and no roll-back is left.
         """
         means = self.curve.means(1 + (step - 1) % self.cfg.row_steps)
         fault = self._fault(means, step * self.cfg.batch)
         if fault and not self.left:
-            folder = self.slot.folder
-            kept = f"the last good state is kept in {folder}" if self.slot.path.exists() else "nothing was saved"
+            saved = self.slot.path.exists()
+            kept = f"the last good state is kept in {self.slot.folder}" if saved else "nothing was saved"
             raise UserError(f"{fault[1]}; {kept}")
         if not self.cfg.ends_row(step):  # a fault waits for the end of its row: no clock has a say in what is undone
             return step
@@ -116,13 +112,12 @@ class Safety:
             if key.startswith(ALARM) and share > 0:
                 name = key.removeprefix(ALARM)
                 return name, f"stopped at {seen:,} images: {self.model.alarms[name]}"
-        if bad := [key for key, mean in means.items() if not math.isfinite(mean)]:
-            reason = f"{', '.join(bad)} not finite; lower lr or clip under train"
-            return "not finite", f"diverged before {seen:,} images: {reason}"
+        if bad := ", ".join(key for key, mean in means.items() if not math.isfinite(mean)):
+            return "not finite", f"diverged before {seen:,} images: {bad} not finite; lower lr or clip under train"
         return None
 
     def _end_row(self, step: int, means: dict[str, float]) -> None:
-        row: dict[str, int | float] = {"images": step * self.cfg.batch}
+        row: Row = {"images": step * self.cfg.batch}
         row |= {key: mean for key, mean in means.items() if not key.startswith((ALARM, WARNING))}
         row["lr"] = self.rate(step - 1)
         if len(self.held_out):
@@ -153,14 +148,14 @@ class Safety:
             self.best = {"loss": loss, "rows": 0, "weights": weights}
 
     def _warn(self, means: dict[str, float], seen: int) -> None:
-        """Count the rows in which a warning held in more than half of the steps; say it the first time."""
+        """Count the rows in which a warning held in more than half of the steps; print it the first time."""
+        before = {event["guard"]: event for event in self.events if event["did"] == "warned"}
         for key, share in means.items():
-            if not key.startswith(WARNING) or share <= 0.5:
-                continue
             name = key.removeprefix(WARNING)
-            before = [event for event in self.events if event["guard"] == name and event["did"] == "warned"]
-            if before:
-                before[0]["rows"] += 1
+            if name == key or share <= 0.5:
+                continue
+            if name in before:
+                before[name]["rows"] += 1
             else:
                 self.events.append({"images": seen, "guard": name, "did": "warned", "rows": 1})
                 Bar.note(f"warning: at {seen:,} images: {self.model.warnings[name]}")
@@ -179,13 +174,10 @@ class Safety:
         self.best = state["best"]
         self.used += 1
         self.states = self.states[:1] if self.left else []
-        seen, back = step * self.cfg.batch, state["step"] * self.cfg.batch
-        did = f"rolled back to {back:,} images, learning rate x {FACTOR}"
-        self.events.append({"images": seen, "guard": name, "did": did})
-        Bar.note(
-            f"guard {name!r} fired at {seen:,} images: back to {back:,} images, "
-            f"learning rate {self.rate(state['step']):.3g}, roll-backs left: {self.left}"
-        )
+        seen, back = step * self.cfg.batch, f"back to {state['step'] * self.cfg.batch:,} images"
+        self.events.append({"images": seen, "guard": name, "did": f"rolled {back}, learning rate x {FACTOR}"})
+        rate = f"learning rate {self.rate(state['step']):.3g}"
+        Bar.note(f"guard {name!r} fired at {seen:,} images: {back}, {rate}, roll-backs left: {self.left}")
         return state["step"]
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,12 +1,9 @@
 """Resumable state of a training run, outside DVC's outputs.
 
 DVC deletes a stage's outputs before it runs it, so the state lives in `runs/<stage>/<key>/`, where key is a hash of all
-that the result depends on: parameters, code, input data. An interrupted run with the same key goes on where it stopped;
-a change of any of them is another key, and a fresh start. Parameters are taken as the code resolves them, with defaults
-filled in: how params.yaml spells them is no part of the key. One run at a time holds a slot; of the processes of a run
-the first holds it and saves for all, and how many there are is no part of the key.
-
-A resumed run is bitwise the undisturbed one on the same machine, with as many threads and the same dtype.
+that the result depends on: resolved parameters, code, input data. An interrupted run with the same key goes on where it
+stopped; another key is a fresh start. One run at a time holds a slot. Of several processes the first holds it and saves
+for all; how many there are is no part of the key.
 """
 
 import fcntl
@@ -29,8 +26,6 @@ class Slot:
     """The folder of one run's state, locked against a second trainer until it is closed: `with Slot(...) as slot`.
 
     Args:
-        root: the scratch folder, `runs/`.
-        stage: name of the stage.
         parts: what the result depends on (parameters, code hash, data hash), as JSON-able values.
         fresh: forget what an earlier run left in the slot.
 
@@ -52,12 +47,10 @@ class Slot:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._lock.seek(0)
-            owner = self._lock.read().strip() or "unknown"
             self._lock.close()
-            raise UserError(
-                f"process {owner} is already training in {self.folder}: wait for it, or stop it and run this again"
-            ) from None
+            owner = (self.folder / "lock").read_text() or "unknown"
+            busy = f"process {owner} is already training in {self.folder}"
+            raise UserError(f"{busy}: wait for it, or stop it and run this again") from None
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()
@@ -73,56 +66,40 @@ class Slot:
             self._lock.close()
 
     def load(self, device: torch.device | str) -> dict[str, Any] | None:
-        """The state last saved, or None. It holds tensors and plain values only: nothing in it is executed."""
-        if not self.path.exists():
-            return None
-        return torch.load(self.path, map_location=device, weights_only=True)
+        """The state last saved, or None."""
+        return torch.load(self.path, map_location=device, weights_only=True) if self.path.exists() else None
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the state; a crash or a full disk at any moment leaves the old one whole."""
-        if not dist.first():
-            return
-        # By way of memory: PyTorch's own file writer hides the errno of a full disk.
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        with atomic(self.path) as file:
-            file.write(buffer.getbuffer())
+        if dist.first():
+            buffer = io.BytesIO()  # PyTorch's own file writer hides the errno of a full disk
+            torch.save(state, buffer)
+            with atomic(self.path) as file:
+                file.write(buffer.getbuffer())
 
-
-class Checkpoint:
-    """The state of one training in its slot.
-
-    Args:
-        parts: what it is made of, each with state_dict and load_state_dict.
-
-    Attributes:
-        age: seconds since the last save.
-        seconds: of training so far, in all of its runs.
-    """
-
-    def __init__(self, slot: Slot, parts: dict[str, Any]):
-        self.slot, self.parts = slot, parts
+    def resume(self, parts: dict[str, Any], device: torch.device) -> int:
+        """Bring the parts of a training to the state last saved, if there is one; returns its step, else 0."""
         self._before, self._began, self._saved = 0.0, time.monotonic(), time.monotonic()
-
-    def load(self, device: torch.device | str) -> int:
-        """Bring the parts to the state last saved, if there is one; returns its step, else 0."""
-        state = self.slot.load(device)
+        state = self.load(device)
         if state is None:
             return 0
-        for key, part in self.parts.items():
+        for key, part in parts.items():
             part.load_state_dict(state[key])
-        self._before, self._began, self._saved = state["seconds"], time.monotonic(), time.monotonic()
+        self._before = state["seconds"]
         return state["step"]
 
-    def save(self, step: int) -> None:
-        state = {key: part.state_dict() for key, part in self.parts.items()}
-        self.slot.save(state | {"step": step, "seconds": self.seconds})
+    def keep(self, parts: dict[str, Any], step: int) -> None:
+        """Save the parts of a training after `step` steps."""
+        state = {key: part.state_dict() for key, part in parts.items()}
+        self.save(state | {"step": step, "seconds": self.seconds})
         self._saved = time.monotonic()
 
     @property
     def age(self) -> float:
+        """Seconds since the last `keep`."""
         return time.monotonic() - self._saved
 
     @property
     def seconds(self) -> float:
+        """Seconds of the training so far, in all of its runs."""
         return self._before + time.monotonic() - self._began

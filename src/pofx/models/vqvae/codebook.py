@@ -62,7 +62,7 @@ class Codebook(nn.Module):
         n = len(z) * dist.parts()
         least = self.revive * n / len(self.codes)  # what it starts with as well: unused, it moves on at once
         dead = (self.counts < least)[:, None]
-        fresh = dist.taken(z, torch.randint(n, (len(self.codes),), device=z.device))
+        fresh = dist.gather(z)[torch.randint(n, (len(self.codes),), device=z.device)]
         self.counts.clamp_(min=least)
         self.sums.copy_(torch.where(dead, least * fresh, self.sums))
         whole = self.counts.sum()
