@@ -1,8 +1,5 @@
-"""A U-Net that is given the noise level: the network of DDPM (Ho et al. 2020, arXiv 2006.11239).
-
-The level is given by sinusoids of the time step, as in DDPM, or by Gaussian Fourier features of log sigma (Song et al.
-2021, arXiv 2011.13456).
-"""
+"""The U-Net of DDPM (Ho et al. 2020, arXiv 2006.11239). The noise level enters by sinusoids of the time step, as there,
+or by Gaussian Fourier features of log sigma (Song et al. 2021, arXiv 2011.13456)."""
 
 import math
 from dataclasses import dataclass
@@ -28,7 +25,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 def _zeros(layer: Layer) -> Layer:
-    # Each residual branch starts as nothing, so that the network starts as a shallow one.
+    # Each residual branch starts as nothing, and with it the network as a shallow one.
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

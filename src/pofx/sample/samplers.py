@@ -82,7 +82,7 @@ def _pairs(sigmas: list[float]) -> Iterator[tuple[float, float]]:
 def ancestral(denoise: Denoise, noise: Noise, x: Tensor, sigmas: list[float], cfg: Sample) -> Tensor:
     """The reverse chain of DDPM (Ho et al. 2020, arXiv 2006.11239, algorithm 2).
 
-    The mean is that of q(x' | x, x0 = D). variance: "small" that of the same density, "large" beta_t, both published.
+    The mean is that of q(x' | x, x0 = D), as is the "small" variance; the "large" one is beta_t. Both are published.
     """
     for now, after in _pairs(sigmas):
         x = denoise(x, now).lerp(x, after**2 / now**2)
@@ -164,9 +164,8 @@ def langevin(denoise: Denoise, noise: Noise, x: Tensor, sigmas: list[float], cfg
 def consistent(denoise: Denoise, noise: Noise, x: Tensor, sigmas: list[float], cfg: Sample) -> Tensor:
     """Consistent annealed sampling (Jolicoeur-Martineau et al. 2020, arXiv 2009.05475, algorithm 2).
 
-    One step a level, x' = x + eta (D - x) + b s' z with b = sqrt(1 - ((1 - eta) s / s')^2), which leaves exactly the
-    noise of the next level where Langevin dynamics leaves more: far better with few levels. It exists for
-    1 - s'/s < eta < 1 + s'/s; step_size None is the ancestral step, 1 - (s'/s)^2.
+    One step a level, x' = x + eta (D - x) + b s' z with b = sqrt(1 - ((1 - eta) s / s')^2), leaves exactly the noise of
+    the next level. It exists for 1 - s'/s < eta < 1 + s'/s; step_size None is the ancestral step, 1 - (s'/s)^2.
     """
     levels = [s for s in sigmas if s]
     ratio = min(b / a for a, b in pairwise(levels))

@@ -84,7 +84,7 @@ class Contrast(Chains):
         # One pass: nothing in the network mixes images.
         e_pos, e_neg = self.net(torch.cat([positive, negative])).float().chunk(2)
         size = dist.mean(e_pos.detach().abs() + e_neg.detach().abs())
-        saturated, move = (negative.abs() == 1).float().mean(), (negative - start).abs().mean()
+        saturated = (negative.abs() == 1).float().mean()
         fall = (first if first is not None else e_neg).detach() - e_neg.detach()
         diversity = _spread(dist.gather(negative)) / _spread(dist.gather(x))
         return {
@@ -93,7 +93,7 @@ class Contrast(Chains):
             "energy_model": e_neg,
             "saturated": saturated,
             "diversity": diversity,
-            "chain_move": move,
+            "chain_move": (negative - start).abs().mean(),
             "chain_fall": fall,
             "alarm_energy": size > 2 * own.energy_limit,
             "alarm_gap": self.outside(dist.mean((e_pos - e_neg).detach())),

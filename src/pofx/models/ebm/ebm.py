@@ -1,9 +1,7 @@
 """Energy-based models, p(x) ~ exp(-E(x)): drawn from by Langevin dynamics, trained to one of two objectives.
 
-    contrast:   loss = E(x+) - E(x-) + alpha (E(x+)^2 + E(x-)^2)      data against chains from a replay buffer
-    recovery:   p(y | x) ~ exp(-E(y, sigma_i) - |x - y|^2 / 2 s^2)    likelihood of one noise level given the next
-
-contrast.py and recovery.py are the two models. No likelihood is reported for either.
+contrast.py sets data against chains from a replay buffer, recovery.py maximises the likelihood of one noise level given
+the next. No likelihood is reported for either.
 """
 
 from dataclasses import dataclass, field
@@ -34,5 +32,4 @@ class Config:
 
 
 def Model(cfg: Config, shape: Shape) -> Contrast | Recovery:
-    """The model of the objective that `cfg` names."""
     return Contrast(cfg, shape) if cfg.objective == "contrast" else Recovery(cfg, shape)

@@ -72,8 +72,7 @@ class Recovery(Chains):
     def level_energy(self, x: Images, sigma: Float[Tensor, "b 1 1 1"]) -> Float[Tensor, " b"]:
         """E(x, sigma) = |c_in x|^2 / 2 + sigma_data / sigma F(c_in x, c_noise),   c_in^-2 = sigma^2 + sigma_data^2
 
-        A Gaussian's energy, and a network whose gradient is of unit scale at every noise level. It is EDM's
-        preconditioning (models/denoiser.py) of the denoiser x - sigma^2 dE/dx, written as an energy.
+        EDM's preconditioning (models/denoiser.py) of the denoiser x - sigma^2 dE/dx, written as an energy.
         """
         scaled = x * (sigma**2 + self.own.sigma_data**2).rsqrt()
         gaussian = scaled.square().flatten(1).sum(1) / 2
@@ -144,7 +143,7 @@ class Recovery(Chains):
         return y
 
     def _idle(self, loss: Float[Tensor, ""]) -> Bool[Tensor, ""]:
-        """Whether the running mean of the loss is that of a network which says next to nothing."""
+        """Whether the running mean of the loss is hardly better than without a network."""
         if not self.training:
             return torch.zeros((), dtype=torch.bool, device=loss.device)
         mean, square, steps, out = self.watched.unbind()
@@ -180,8 +179,8 @@ class Recovery(Chains):
         yield x if observed is None else torch.where(observed[1], observed[0], x)
 
     def energy(self, x: Images) -> Float[Tensor, " b"]:
-        """At the level where the noise is as strong as the data are. Images unlike any are seen in training only where
-        noise makes all images alike: at small levels the energy of pure noise is far below that of data."""
+        """At the level where noise is as strong as the data. Training shows unlikely images only where noise makes all
+        alike: at small levels the energy of pure noise is far below that of data."""
         return self._energy_near(x, self.own.sigma_data)
 
     @property

@@ -14,9 +14,7 @@ from pofx.base.errors import UserError
 from pofx.models.family import Images, Shape
 from pofx.models.unet import Fourier, embedder
 
-# Width of the embedding of the noise level. Each of v1's 71 norms has a linear layer of its own on it: at this width
-# conditioning adds 5% to the parameters of the published network.
-EMBEDDING = 32
+EMBEDDING = 32  # width; the linear layers on it of v1's 71 norms are 5% of the parameters of the published network
 
 
 class InstanceNormPlus(nn.Module):
@@ -70,10 +68,8 @@ class Conv(nn.Module):
 class Residual(nn.Module):
     """Norm, ELU, conv, twice, with a skip connection.
 
-    Args:
-        dilation: of the convolutions.
-        turn: whether a new stage begins here: the side halves by averaging, or, where convolutions are dilated, the map
-            stays as large and they see twice as far instead. The skip connection is then a convolution.
+    At the `turn` to a new stage the side halves by averaging, or stays if convolutions are dilated, which see twice as
+    far instead. The skip connection is then a convolution.
     """
 
     def __init__(self, before: int, after: int, dilation: int, turn: bool, conditional: bool):
@@ -114,11 +110,7 @@ class Units(nn.Module):
 class Refine(nn.Module):
     """RefineNet's block: units on every map, their sum at the side of the first map, chained residual pooling, units.
 
-    Args:
-        before: channels of each map.
-        after: channels of the result.
-        units: residual units at the end.
-        conditional: as v1: a norm in every layer, and pooling by averages; v2 pools by maxima.
+    Conditional, as in v1, it has a norm in every layer, and pools by averages; v2 pools by maxima.
     """
 
     def __init__(self, before: list[int], after: int, units: int, conditional: bool):

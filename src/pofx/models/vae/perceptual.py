@@ -32,11 +32,8 @@ def vgg19(path: Path) -> Backbone:
     """Layers are numbered as in torchvision's `features`: relu1_1, relu2_1 and relu3_1, which the paper takes, are 1, 6
     and 11, of 64, 128 and 256 channels at the whole, half and quarter side of the input.
 
-    Args:
-        path: torchvision's weights of VGG19 on ImageNet.
-
     Raises:
-        UserError: the file holds something else.
+        UserError: the file `path` does not hold torchvision's weights of VGG19.
     """
     import pofx.base.torchvision_compat  # noqa: F401, I001  (before torchvision)
     from torchvision.models import vgg

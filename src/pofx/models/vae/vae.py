@@ -158,7 +158,6 @@ class Model(Sampled, Latent, ImportanceWeighted):
         return mean, log_var.clamp(-10, 10)
 
     def decode(self, z: Float[Tensor, "b latent"]) -> Images:
-        """The decoder's mean."""
         return self.mean(self.net(z).float())
 
     def log_likelihood(self, x: Images, out: Float[Tensor, "b k h w"]) -> Float[Tensor, " b"]:
@@ -168,7 +167,6 @@ class Model(Sampled, Latent, ImportanceWeighted):
         return gaussian.log_prob(x, out, gaussian.log_sigma(self.width))
 
     def mean(self, out: Float[Tensor, "b k h w"]) -> Images:
-        """The mean image of the decoder's output."""
         return logistic.mean(out) if self.logistic else out
 
     def dequantised(self, x: Images) -> Images:

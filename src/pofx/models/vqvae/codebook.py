@@ -3,7 +3,7 @@
     N_k <- g N_k + (1 - g) n_k,   m_k <- g m_k + (1 - g) sum of the vectors nearest to k,   e_k = m_k / N_k
 
 (appendix A.1; N smoothed by Laplace). No gradient reaches the codes. A code that is hardly used starts anew from a
-vector of the encoder, so that none is lost for good.
+vector of the encoder.
 """
 
 import torch
@@ -17,12 +17,8 @@ SMOOTHING = 1e-5  # Laplace's, of the counts
 
 
 class Codebook(nn.Module):
-    """`size` codes of `dim` numbers, all of it buffers: the state that a restart needs is in the checkpoint.
-
-    Args:
-        decay: g, of the averages that the codes are made of, a step.
-        revive: a code whose average count falls below this share of an even one starts anew; 0: never.
-    """
+    """`size` codes of `dim` numbers, in buffers; `decay` is g. A code whose average count falls below the share `revive`
+    of an even one starts anew."""
 
     def __init__(self, size: int, dim: int, decay: float, revive: float):
         super().__init__()
@@ -40,11 +36,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def start(self, z: Float[Tensor, "n dim"], count: int, rounds: int = 10) -> None:
-        """Lloyd's k-means of these vectors, from some of them drawn by the global generator.
-
-        Args:
-            count: vectors of a training step, of which `counts` holds averages.
-        """
+        """Lloyd's k-means of these vectors, from some of them; `count` is the number of vectors in a training step."""
         # With fewer vectors than codes some codes are equal at first: those that are never chosen are revived.
         self.codes.copy_(z[torch.randperm(len(z), device=z.device)[torch.arange(len(self.codes)) % len(z)]])
         for _ in range(rounds):

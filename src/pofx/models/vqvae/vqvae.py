@@ -165,7 +165,6 @@ class Model(Sampled, Coded, Bounded):
         return gaussian.log_prob(x, self.net(e).float(), gaussian.log_sigma(self.width))
 
     def decode(self, codes: Int64[Tensor, "b n"]) -> Images:
-        """Decoder means."""
         return self.net(self.quantised(codes)).float()
 
     def preview(self, noise: Noise) -> Float[Tensor, "n c h w"]:
