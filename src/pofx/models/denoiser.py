@@ -24,11 +24,7 @@ Prediction = Literal["eps", "x0", "v", "score", "scaled_score"]
 
 
 class Denoiser(Featured):
-    """A family that is a denoiser.
-
-    Attributes:
-        guide: the network as it was after the share `cfg.guide` of the training, for autoguidance; or None.
-    """
+    """A family that is a denoiser."""
 
     sigma_range: tuple[float, float]  # smallest and largest noise level, images on [-1, 1]
     levels: Levels | None = None  # that it was trained on, falling; None: a continuum
@@ -38,6 +34,7 @@ class Denoiser(Featured):
     def __init__(self, cfg: Any, shape: Shape, net: nn.Module):
         super().__init__(cfg, shape)
         self.net = net
+        # For autoguidance: the network as it is after this share of the training.
         self.guide = copy.deepcopy(net).requires_grad_(False) if cfg.guide else None
 
     @abc.abstractmethod

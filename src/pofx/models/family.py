@@ -28,16 +28,10 @@ class Family(nn.Module, abc.ABC):
     State that must survive a restart is a parameter or a persistent buffer. Random numbers of images come from
     pofx.base.rng, statistics of a batch go through pofx.base.dist: several processes may share it. A family touches no
     files (but in `fetch`), devices or autocast. It changes its buffers only in train mode and in `finish`.
-
-    Attributes:
-        cfg: the Config that it was built from.
-        shape: of an image.
-        net: what may be compiled, and whose calls are counted as network evaluations.
-        precision: in which the network is evaluated; set when a trained model is loaded.
     """
 
-    net: nn.Module
-    precision: Literal["fp32", "bf16"] = "fp32"
+    net: nn.Module  # what may be compiled, and whose calls are counted as network evaluations
+    precision: Literal["fp32", "bf16"] = "fp32"  # of these evaluations; set when a trained model is loaded
     second_order = False  # whether training takes second derivatives, which PyTorch does not compile
     # What it means, and what to do, when forward returns a true "alarm_<name>" in any step of a row of the curve (it
     # rolls the training back or ends it), or a true "warn_<name>" in more than half of them (it is printed once).

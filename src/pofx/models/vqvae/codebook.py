@@ -17,8 +17,8 @@ SMOOTHING = 1e-5  # Laplace's, of the counts
 
 
 class Codebook(nn.Module):
-    """`size` codes of `dim` numbers, in buffers; `decay` is g. A code whose average count falls below the share `revive`
-    of an even one starts anew."""
+    """`size` codes of `dim` numbers, in buffers; `decay` is g. A code starts anew whose average count falls below the
+    share `revive` of an even one."""
 
     def __init__(self, size: int, dim: int, decay: float, revive: float):
         super().__init__()
