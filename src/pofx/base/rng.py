@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -55,18 +54,13 @@ def rand_like(x: Tensor) -> Tensor:
     return dist.rows(torch.rand_like(_whole(x)))
 
 
-def dropout(x: Tensor, share: float, training: bool) -> Tensor:
-    """As F.dropout, by `batch`."""
-    if not (training and share) or dist.parts() == 1:
-        return F.dropout(x, share, training)
-    return x * dist.rows(torch.empty_like(_whole(x)).bernoulli_(1 - share).div_(1 - share))
-
-
 class Dropout(nn.Dropout):
     """As nn.Dropout, by `batch`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return dropout(x, self.p, self.training)
+        if not (self.training and self.p) or dist.parts() == 1:
+            return super().forward(x)
+        return x * dist.rows(torch.empty_like(_whole(x)).bernoulli_(1 - self.p).div_(1 - self.p))
 
 
 def _whole(x: Tensor) -> Tensor:

@@ -96,10 +96,10 @@ def take(data: Images, sizes: Preprocess) -> Images:
 
 
 def subset(available: int, n: int | None, where: str) -> Int64[np.ndarray, " n"]:
-    """Indices of the images to keep, the first `n` (None: all) of one fixed shuffle.
+    """Indices of the images to keep, the first `n` (None: all) of one fixed shuffle: files may be sorted by class.
 
-    Files may be sorted by class; after the shuffle any prefix is a fair subset. The shuffle does not depend on the
-    parameter `seed`: runs with other seeds learn from the same images, and a small subset lies within a larger one.
+    It does not depend on the parameter `seed`: runs with other seeds learn from the same images, and a small subset
+    lies within a larger one.
     """
     n = available if n is None else n
     if not 1 <= n <= available:
@@ -123,11 +123,7 @@ def moments(counts: Int64[np.ndarray, "3 256"]) -> tuple[Float64[np.ndarray, "3"
 
 
 def summary(data: Images) -> dict:
-    """The content of metrics/data.json: name, counts, and channel statistics of the training images on [0, 1].
-
-    Raises:
-        UserError: the data set is all of CIFAR-10, but its statistics are not.
-    """
+    """The content of metrics/data.json: name, counts, and channel statistics of the training images on [0, 1]."""
     mean, std = moments(histogram(data.images["train"]))
     if data.name == "cifar10" and len(data.images["train"]) == 50_000:
         check_cifar10(mean, std)

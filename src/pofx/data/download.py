@@ -43,11 +43,7 @@ def build(data: Data, out: Path, cache: Path, base: Path) -> None:
 
 
 def fetch_cifar10(data: Data, out: Path, cache: Path, base: Path, records: dict[str, int]) -> None:
-    """CIFAR-10 from `data.url`, with `records` images in each file.
-
-    Raises:
-        UserError: see `find` and `unpack`; a label that has no class.
-    """
+    """CIFAR-10 from `data.url`, with `records` images in each file; errors of `find`, `unpack` and `binary.read`."""
     wanted = {binary.NAMES: 1 << 16} | {file: n * binary.RECORD for file, n in records.items()}
     path = find(File(data.url, data.sha256, ("data.url", "data.sha256"), "cifar-10-binary.tar.gz"), cache, base)
     with atomic_folder(out) as folder:

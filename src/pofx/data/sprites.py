@@ -1,8 +1,7 @@
 """The embedded data set: one coloured, antialiased shape on a two-colour gradient, 32x32 RGB, from a seed.
 
 Every image is a function of its factors of variation, which are saved for metrics of disentanglement. Factors are
-independent and uniform: shape, hue, size, rotation, centre x and y, background hue, direction of the gradient.
-Rotation is drawn for the disc and the ring too, where it is invisible.
+independent and uniform, also the rotation of the disc and the ring, where it is invisible.
 """
 
 import math

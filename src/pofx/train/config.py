@@ -13,7 +13,7 @@ HARMLESS = ("save_seconds", "memory_mib", "preview_rows")  # settings that decid
 
 @dataclass(frozen=True)
 class Train:
-    """How to train. Durations are counted in images, so that they survive a change of the batch size."""
+    """Durations are counted in images, so that they survive a change of the batch size."""
 
     images: Annotated[int, Ge(1)] = 10_000  # budget
     batch: Annotated[int, Ge(1)] = 8  # images of an optimiser step, of all processes together
@@ -73,11 +73,7 @@ class Train:
 def settings(name: str, tree: dict[str, Any] | None = None) -> Train:
     """How to train the family `name`: defaults, then `train:`, then `<family>.train:`, key by key.
 
-    Args:
-        tree: all parameters; by default those of params.yaml.
-
-    Raises:
-        UserError: one of the two blocks has an unknown key or a value out of its bounds.
+    Of the parameters `tree`, by default those of params.yaml. Errors: see config.build.
     """
     tree = config.params() if tree is None else tree
     shared = config.build(Train, tree.get("train", {}), "train")

@@ -18,7 +18,7 @@ class Curve:
         self.sums: dict[str, Tensor] = {}
 
     def add(self, terms: dict[str, Tensor], parts: int = 1) -> None:
-        """Add the mean of every term, of one of the `parts` of a step's batch."""
+        """Add the mean of every term over one of the `parts` of a step's batch."""
         for key, value in terms.items():
             mean = value.detach().float().mean() / parts
             self.sums[key] = self.sums[key] + mean if key in self.sums else mean

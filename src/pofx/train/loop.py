@@ -1,8 +1,7 @@
 """The one training loop. What differs between families is in their loss and sampler, never here.
 
-Training is a function of (seed, step): a resumed run is bitwise the undisturbed one. That is promised for one machine,
-one number of threads and one dtype. Another processor or number of threads sums in another order, and its weights
-differ from the first step on by rounding; model.json records what they were made with (pofx.base.machine.arithmetic).
+Training is a function of (seed, step): a resumed run is bitwise the undisturbed one, with the same machine, number of
+threads and dtype. Others round differently from the first step on; model.json records them (machine.arithmetic).
 """
 
 import sys
@@ -53,13 +52,11 @@ def train(model: Family, pool: Pool, cfg: Train, run: Run) -> Trained:
     """Train `model` in place and leave it with its averaged weights: the last ones or, with validation images, those of
     the row of the curve with the smallest loss on them (of the rows since a guide was kept, if the model has one).
 
-    Of several processes (pofx.base.dist) each computes its rows of every part of a batch, and all come to the same
-    weights; the first alone saves, previews and prints.
+    Of several processes each computes its rows of a batch; the first alone saves, previews and prints (pofx.base.dist).
 
     Raises:
         Stopped: `run.stop` asked for it; the state is saved.
-        UserError: a guard fired (see Safety) and no roll-back was left; the last good state is kept. Or these settings
-            do not suit the model, the processes or the memory.
+        UserError: a guard fired (see Safety), or these settings do not suit the model, the processes or the memory.
     """
     if cfg.batch % (cfg.accumulate * dist.world()):
         parts = f"train.accumulate x processes ({cfg.accumulate} x {dist.world()})"

@@ -13,15 +13,10 @@ class Pool:
     """Batches of a data set that lives on the device.
 
     Every epoch visits each image once, in an order that is a function of (seed, epoch). Its last partial batch runs on
-    into the next epoch.
-
-    Args:
-        batch: images a step.
-        flip: mirror each image left-right with probability one half.
-        validation: the last images, kept out of the batches, in `held_out`.
+    into the next epoch. The last `validation` images are in none; they are in `held_out`.
 
     Raises:
-        UserError: no image is left.
+        UserError: no image is left for the batches.
     """
 
     def __init__(self, images: UInt8[Tensor, "n c h w"], batch: int, seed: int, flip: bool, validation: int = 0):
@@ -38,7 +33,7 @@ class Pool:
         order = torch.cat([self._order(e) for e in epochs])
         offset = first - epochs[0] * n
         x = to_model(self.images[order[offset : offset + self.batch]])
-        if self.flip:
+        if self.flip:  # with probability one half
             mirrored = torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5
             x = torch.where(mirrored, x.flip(3), x)
         return x

@@ -46,9 +46,7 @@ class Safety:
         held_out: validation images, maybe none.
     """
 
-    def __init__(
-        self, parts: dict[str, Any], cfg: Train, slot: Slot, seed: int, held_out: UInt8[Tensor, "n c h w"]
-    ) -> None:
+    def __init__(self, parts: dict[str, Any], cfg: Train, slot: Slot, seed: int, held_out: UInt8[Tensor, "n c h w"]):
         self.parts, self.cfg, self.slot, self.seed, self.held_out = parts, cfg, slot, seed, held_out
         self.model, self.ema, self.curve = parts["model"], parts["ema"], parts["curve"]
         self.used = 0  # roll-backs

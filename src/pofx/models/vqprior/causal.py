@@ -57,7 +57,7 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout = heads, rng.Dropout(dropout)
         self.norm1, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.norm2, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
@@ -69,8 +69,8 @@ class TransformerBlock(nn.Module):
                 k, v = (torch.cat(pair, 2) for pair in zip(cache[index], (k, v), strict=True))
             cache[index] = k, v
         h = F.scaled_dot_product_attention(q, k, v, is_causal=whole)
-        x = x + rng.dropout(self.out(h.transpose(1, 2).flatten(2)), self.dropout, self.training)
-        return x + rng.dropout(self.down(F.gelu(self.up(self.norm2(x)))), self.dropout, self.training)
+        x = x + self.dropout(self.out(h.transpose(1, 2).flatten(2)))
+        return x + self.dropout(self.down(F.gelu(self.up(self.norm2(x)))))
 
 
 class PixelCNN(nn.Module):
@@ -88,7 +88,7 @@ class PixelCNN(nn.Module):
         self.side = side
         self.embed = nn.Embedding(size, width)
         self.layers = nn.ModuleList([GatedLayer(width, 3 if i else 7) for i in range(layers)])
-        self.out, self.head, self.dropout = nn.Linear(width, width), _head(width, size), dropout
+        self.out, self.head, self.dropout = nn.Linear(width, width), _head(width, size), rng.Dropout(dropout)
 
     def forward(self, codes: Int64[Tensor, "b n"], cache: Cache | None = None) -> Float[Tensor, "b m size"]:
         """A `cache` saves nothing: each call computes the whole map."""
@@ -97,7 +97,7 @@ class PixelCNN(nn.Module):
         down, right = F.pad(x, (0, 0, 1, 0))[:, :, :-1], F.pad(x, (1, 0))[..., :-1]
         for layer in self.layers:
             down, right = layer(down, right)
-        h = rng.dropout(F.relu(right.flatten(2).transpose(1, 2)), self.dropout, self.training)
+        h = self.dropout(F.relu(right.flatten(2).transpose(1, 2)))
         return self.head(F.relu(self.out(h)))[:, : n + 1]
 
 
