@@ -269,7 +269,7 @@ def test_buffer_and_noise_are_two_ways_to_draw():
         (["ebm.recovery.step=0"], r"ebm\.recovery\.step = 0\.0 should be above 0"),
         (["ebm.contrast.fresh=2"], r"ebm\.contrast\.fresh = 2\.0 should be at most 1"),
         (["ebm.contrast.kl=-1"], r"ebm\.contrast\.kl = -1\.0 should be at least 0"),
-        (["ebm.net.multipliers=[]"], r"ebm\.net\.multipliers = \[\] should have 1 entries or more"),
+        (["ebm.net.multipliers=[]"], r"ebm\.net\.multipliers = \[\] should have 1 or more entries"),
         (["ebm.net.channels=0"], r"ebm\.net\.channels = 0 should be at least 1"),
     ],
 )
