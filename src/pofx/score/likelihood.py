@@ -23,12 +23,12 @@ from torch import Tensor
 
 from pofx.base import rng
 from pofx.base.errors import UserError
+from pofx.base.images import Batches
 from pofx.base.progress import Bar
 from pofx.base.rng import Noise, fold
 from pofx.models.denoiser import SIGMA_DATA, Denoiser
 from pofx.models.family import Bounded, Family, ImportanceWeighted
 from pofx.models.pixels.gaussian import BIN, dequantised
-from pofx.score.batches import Batches
 
 Images = UInt8[np.ndarray, "n 3 h w"]
 

@@ -14,8 +14,8 @@ from annotated_types import Ge
 from jaxtyping import Float, Int64, UInt8
 
 from pofx.base.errors import UserError
+from pofx.base.images import Batches
 from pofx.models.family import Featured
-from pofx.score.batches import Batches
 
 HELD_OUT = 10  # one image of so many chooses the strength of the penalty
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # scikit-learn's C: the larger, the weaker the penalty on the weights
