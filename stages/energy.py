@@ -1,7 +1,6 @@
 """What one energy-based model is for: out-of-distribution scores, chains of every length, inpainting, denoising.
 
-models/F/, features/train.npy, data/*.npy, metrics/data.json -> metrics/energy/F.json, plots/energy/F/*.png. `python -m
-stages.energy FAMILY`.
+models/F/, features/train.npy, data/*.npy, metrics/data.json -> metrics/energy/F.json, plots/energy/F/*.png.
 """
 
 import dataclasses

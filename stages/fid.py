@@ -1,9 +1,8 @@
 """Score one family: samples/F/, models/F/, features/{train,test}.npy, data/ -> metrics/fid/F.json.
 
-Also writes features/F/ and plots/fid/F/*.png: the nearest training images of samples, and what the family's code holds,
-if it has one. Distances belong to each row of samples/F/rows.json, all else to the model, and stands in the family's
-first row alone. Of further draws of a row (sample.seeds) Frechet distance and KID alone are measured. What was measured
-of the same images or the same model before is not measured again: FRESH=1 measures all. `python -m stages.fid FAMILY`.
+Also writes features/F/ and plots/fid/F/*.png: the nearest training images of samples, and pictures of the family's code,
+if it has one. Distances belong to each row of samples/F/rows.json, all else to the model: it stands in the first row.
+What was measured of the same images or the same model is not measured again, unless FRESH=1.
 """
 
 import sys
@@ -18,8 +17,8 @@ from pofx.base.images import Sheet, save_sheet
 from pofx.base.memo import Entry, Memo
 from pofx.base.rng import fold
 from pofx.models import store
-from pofx.models.family import Featured
-from pofx.score import distances, extractor, likelihood, measures, probe, trained
+from pofx.models.family import Featured, Latent
+from pofx.score import disentanglement, distances, extractor, likelihood, measures, probe, trained
 from pofx.score.distances import Target
 from pofx.score.measures import Yardstick
 
@@ -66,8 +65,8 @@ def main(name: str) -> None:
 def of_row(paths: list[Path], yardstick: Yardstick) -> Entry:
     """The features of the first of a row's draws, and what is measured of all."""
     features = [yardstick.features(np.load(path), path.stem) for path in paths]
-    # The features take longest, the rest is one process's.
-    return {"features": features[0]}, yardstick.row(np.load(paths[0]), features) if dist.first() else {}
+    metrics = yardstick.row(np.load(paths[0]), features) if dist.first() else {}  # the features take longest
+    return {"features": features[0]}, metrics
 
 
 def of_model(folder: Path, n: int, yardstick: Yardstick, bits: likelihood.Likelihood, probing: probe.Probe) -> Entry:
@@ -79,11 +78,12 @@ def of_model(folder: Path, n: int, yardstick: Yardstick, bits: likelihood.Likeli
         return {}, {}
     with np.load("data/labels.npz") as file:
         labels = dict(file)
-    further = [trained.separation(model, test, labels, yardstick)]
+    if isinstance(model, Latent) and "factors_test" in labels:
+        factors = disentanglement.classes(labels["factors_test"], labels["factor_names"].tolist())
+        if scores := disentanglement.evaluate(model, test, factors, yardstick.batches, yardstick.seed):
+            metrics, protocol = metrics | scores, protocol | {"factor_images": len(test)}
     if isinstance(model, Featured):
-        task = probe.take(probing, train, test, labels)
-        further.append(probe.evaluate(model, random, task, yardstick.batches))
-    for scores, how in further:
+        scores, how = probe.evaluate(model, random, probe.take(probing, train, test, labels), yardstick.batches)
         metrics, protocol = metrics | scores, protocol | how
     return pictures, {"metrics": metrics, "protocol": protocol}
 

@@ -1,10 +1,9 @@
 """What the families are compared with: data/ -> features/{train,test}.npy, metrics/reference.json.
 
 The reference is the first `fid.n_reference` training images. Two floors: as many test images as are sampled against it
-("floor"), and as many of it against as many others of it ("halves"). Gaussians fitted to all training images are the
-baselines: as many images as are sampled, and bits per dimension of all test images. With sample.seeds above 1 the
-Gaussians are drawn from again, and further test images are scored in the floor's place if there are enough. "pixels" is
-a linear probe of the images themselves.
+("floor"), and one half of it against the other ("halves"). Gaussians fitted to all training images are the baselines.
+With sample.seeds above 1 they are drawn from again, and further test images are scored for the floor if there are
+enough. "pixels" is a linear probe of the images themselves.
 """
 
 import dataclasses

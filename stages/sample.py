@@ -1,8 +1,8 @@
 """Draw images from one trained family: models/<family>/ -> samples/<family>/<row>.npy, a grid and the cost of each row.
 
 Rows are the ways to draw that `sample.<family>` and `rows.<family>` ask for; with sample.seeds above 1 each is drawn
-again from other noise, into <row>.seed1.npy and so on. samples/<family>/rows.json says what there is and how it was
-drawn. A row that was drawn before is not drawn again, and its cost is that of then: FRESH=1 draws all.
+again from other noise, into <row>.seed1.npy and so on. samples/<family>/rows.json says how each was drawn. A row that
+was drawn before is not drawn again, unless FRESH=1.
 """
 
 import dataclasses

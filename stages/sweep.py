@@ -1,7 +1,6 @@
 """How one denoiser denoises, and its distance to the data against the number of function evaluations.
 
-models/F/, features/train.npy, data/test.npy -> metrics/sweep/F.json, plots/denoising/F/*.png. `python -m stages.sweep
-FAMILY`.
+models/F/, features/train.npy, data/test.npy -> metrics/sweep/F.json, plots/denoising/F/*.png.
 """
 
 import dataclasses
@@ -20,7 +19,7 @@ from pofx.models import store
 from pofx.models.denoiser import Denoiser
 from pofx.sample import settings
 from pofx.sample.samplers import Sample
-from pofx.score import denoising, distances, extractor, measures, sweep
+from pofx.score import denoising, distances, extractor, measures
 
 ROWS, COLUMNS, LEVELS, STEPS = 6, 10, 16, 20  # of the pictures; of the errors; of the interpolation
 
@@ -31,7 +30,7 @@ def main(name: str) -> None:
     if not isinstance(model, Denoiser):
         raise UserError(f"{name} is no denoiser, there is nothing to sweep: take it out of sweep.models")
     own = config.section(f"sample.{name}", Sample)
-    cfg = sweep.Sweep(  # key by key: another family in the list of models does not concern this one
+    cfg = denoising.Sweep(  # key by key: another family in the list of models does not concern this one
         n=config.value("sweep.n", int),
         samplers=config.value("sweep.samplers", tuple[str, ...]),
         steps=config.value("sweep.steps", tuple[int, ...]),
@@ -54,7 +53,7 @@ def main(name: str) -> None:
         largest, some = model.sigma_range[1], min(cfg.n, own.batch)
         with torch.no_grad():
             model.denoise(largest * noise("sweep", some).normal(*model.shape), largest)  # not timed: kernels are chosen
-    points = sweep.settings(own, cfg)
+    points = denoising.settings(own, cfg)
     rows, drawn = settings.draw_all(model, points, cfg.n, lambda start, stop: noise("sweep", stop, start))
     for picture, sheet in {"strip": strip, "noisy": noisy, "interpolation": between}.items():
         save_sheet(sheet, folder / f"{picture}.png")

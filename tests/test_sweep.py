@@ -18,7 +18,7 @@ from pofx.models import ddpm
 from pofx.models.denoiser import Denoiser
 from pofx.sample import drawing, settings
 from pofx.sample.samplers import Sample
-from pofx.score import denoising, distances, sweep
+from pofx.score import denoising, distances
 from pofx.score.extractor import Extractor, Fid
 from pofx.score.measures import Reference
 
@@ -112,16 +112,16 @@ def test_errors_are_those_of_the_best_linear_denoiser(images):
         assert row["linear_eps_mse"] == pytest.approx(row["linear_mse"] / row["sigma"] ** 2)
 
 
-CFG = sweep.Sweep(models=("stub",), n=100, samplers=("ddim", "heun", "consistent"), steps=(3, 6))
+CFG = denoising.Sweep(models=("stub",), n=100, samplers=("ddim", "heun", "consistent"), steps=(3, 6))
 
 
-def drawn_at(model: Denoiser, own: Sample, cfg: sweep.Sweep):
-    return settings.draw_all(model, sweep.settings(own, cfg), cfg.n, partial(Noise, 0))
+def drawn_at(model: Denoiser, own: Sample, cfg: denoising.Sweep):
+    return settings.draw_all(model, denoising.settings(own, cfg), cfg.n, partial(Noise, 0))
 
 
 def test_every_sampler_at_every_number_of_steps_beside_the_own_setting():
     own = Sample(batch=64, sampler="langevin", spacing="geometric", step_size=0.1, clip=True, denoise=False)
-    points = sweep.settings(own, CFG)
+    points = denoising.settings(own, CFG)
     assert [(name["own"], p.sampler, p.steps, p.denoise) for name, p in points[:3]] == [
         (True, "langevin", None, True),
         (True, "langevin", None, False),
@@ -198,4 +198,4 @@ def test_distances_stand_in_the_rows_that_were_drawn():
 def test_a_sweep_that_cannot_be_is_refused_in_one_line(change, message):
     good = {"models": ["ddpm"], "n": 10, "samplers": ["ddim"], "steps": [5]}
     with pytest.raises(UserError, match=message):
-        config.build(sweep.Sweep, good | change, "sweep")
+        config.build(denoising.Sweep, good | change, "sweep")

@@ -1,9 +1,8 @@
 """Gaussians fitted to training images: what a model that is worth its cost stays below, in bits and in distance.
 
 Images are dequantised uniformly, in training and in test, and the bits are exact: the noise adds its variance v to the
-diagonal of the covariance S, and v tr S^-1 / 2 to the expected nats of a test image. There is no other regularisation:
-v alone keeps S regular, however flat the images are. Units are grey levels, so that a bin's volume is one. Images drawn
-are rounded and cut off at both ends of the range.
+diagonal of the covariance S, which keeps it regular, and v tr S^-1 / 2 to the expected nats of a test image. Units are
+grey levels, so that a bin's volume is one.
 """
 
 import math

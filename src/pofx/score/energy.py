@@ -61,8 +61,7 @@ def outsiders(test: Images, train: UInt8[np.ndarray, "m 3 h w"], data: str, seed
 
 
 def shuffled(images: Images, rng: np.random.Generator) -> Images:
-    """Every image cut into TILES x TILES squares, which change places: its parts are right, the whole is not. Pixels
-    that are left over, right and below, stay."""
+    """Every image cut into TILES x TILES squares, which change places; pixels left over, right and below, stay."""
     h, w = (side // TILES for side in images.shape[2:])
     squares = [np.s_[:, y * h : (y + 1) * h, x * w : (x + 1) * w] for y in range(TILES) for x in range(TILES)]
     orders = rng.permuted(np.tile(np.arange(TILES**2), (len(images), 1)), axis=1)
@@ -129,8 +128,7 @@ def strip(model: EnergyBased, cfg: Any, noise: Noise, columns: int) -> Sheet:
 
 
 def hidden(n: int, h: int, w: int) -> Bool[np.ndarray, "n 1 h w"]:
-    """Pixels to be filled in: of images 0, 2, 4, ... the right half, of the others a square in the centre of half the
-    side."""
+    """Pixels to be filled in: of even images the right half, of odd ones a square in the centre of half the side."""
     masks = np.zeros((2, 1, h, w), bool)
     masks[0, :, :, w // 2 :] = True
     masks[1, :, h // 4 : h - h // 4, w // 4 : w - w // 4] = True
@@ -146,8 +144,8 @@ def _psnr(x: Tensor, y: Tensor, where: Tensor | None = None) -> float:
 def inpainting(
     model: EnergyBased, cfg: Any, images: UInt8[Tensor, "n 3 h w"], noises: Sequence[Noise]
 ) -> tuple[Sheet, list[dict[str, Any]]]:
-    """Images without the pixels that are `hidden`, and what the model fills in, once with the noise of all images and
-    then with further noise of those to be shown.
+    """Images without the pixels that are `hidden`, and what the model fills in, by noise of all images and then of those
+    to be shown.
 
     Returns:
         A row an image, the right halves first: without what is hidden, every draw, the original. And for each of

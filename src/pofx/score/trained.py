@@ -1,14 +1,11 @@
-"""What is measured of a trained model itself, however its images are drawn: likelihood, code, factors, features."""
+"""What is measured of a trained model itself, however its images are drawn: likelihood and code."""
 
-from collections.abc import Mapping
-
-import numpy as np
 import torch
 
 from pofx.base import dist
 from pofx.base.images import Images, Sheet, to_uint8
-from pofx.models.family import Coded, Family, Latent
-from pofx.score import codes, disentanglement, distances, likelihood
+from pofx.models.family import Coded, Family
+from pofx.score import codes, distances, likelihood
 from pofx.score.measures import Metrics, Reference
 
 
@@ -40,15 +37,3 @@ def evaluate(
     if "traversals" in pictures:
         protocol["traversal"] = codes.VALUES
     return metrics, protocol, pictures
-
-
-def separation(
-    model: Family, test: Images, labels: Mapping[str, np.ndarray], reference: Reference
-) -> tuple[Metrics, Metrics]:
-    """Whether units of a Gaussian code stand for the true factors of a data set that has them; and of how many images.
-    Nothing otherwise."""
-    if not isinstance(model, Latent) or "factors_test" not in labels:
-        return {}, {}
-    factors = disentanglement.classes(labels["factors_test"], labels["factor_names"].tolist())
-    metrics = disentanglement.evaluate(model, test, factors, reference.batches, reference.seed)
-    return metrics, {"factor_images": len(test)} if metrics else {}
