@@ -144,8 +144,7 @@ def _psnr(x: Tensor, y: Tensor, where: Tensor | None = None) -> float:
 def inpainting(
     model: EnergyBased, cfg: Any, images: UInt8[Tensor, "n 3 h w"], noises: Sequence[Noise]
 ) -> tuple[Sheet, list[dict[str, Any]]]:
-    """Images without the pixels that are `hidden`, and what the model fills in, by noise of all images and then of those
-    to be shown.
+    """Images without the pixels that are `hidden`, and what the model fills in: of all images, then of those shown.
 
     Returns:
         A row an image, the right halves first: without what is hidden, every draw, the original. And for each of
