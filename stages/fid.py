@@ -1,6 +1,6 @@
 """Score one family: samples/F/, models/F/, features/{train,test}.npy, data/ -> metrics/fid/F.json.
 
-Also writes features/F/ and plots/fid/F/*.png: the nearest training images of samples, and pictures of the code, if there
+Also writes features/F/ and plots/fid/F/*.png: the nearest training images of samples, and pictures of a code, if there
 is one. Distances belong to each row of samples/F/rows.json, all else to the model: it stands in the first row.
 What was measured of the same images or the same model is not measured again, unless FRESH=1.
 """
