@@ -19,7 +19,7 @@ from pofx.score.energy import Energy
 from pofx.score.extractor import Fid
 from pofx.score.likelihood import Likelihood
 from pofx.score.probe import Probe
-from pofx.score.sweep import Sweep
+from pofx.score.denoising import Sweep
 from pofx.train.config import settings
 
 SECTIONS = {"data": Data, "preprocess": Preprocess, "fid": Fid, "likelihood": Likelihood, "probe": Probe,

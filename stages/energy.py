@@ -1,7 +1,6 @@
 """What one energy-based model is for: out-of-distribution scores, chains of every length, inpainting, denoising.
 
-models/F/, features/train.npy, data/*.npy, metrics/data.json -> metrics/energy/F.json, plots/energy/F/*.png. `python -m
-stages.energy FAMILY`.
+models/F/, features/train.npy, data/*.npy, metrics/data.json -> metrics/energy/F.json, plots/energy/F/*.png.
 """
 
 import dataclasses
@@ -14,13 +13,13 @@ import torch
 from stages import RUNS, run
 from pofx.base import config, files, machine
 from pofx.base.errors import UserError
-from pofx.base.images import save_grid
+from pofx.base.images import Batches, save_sheet
 from pofx.base.rng import Noise, fold
 from pofx.models import store
 from pofx.models.family import EnergyBased
-from pofx.sample import rows, settings
-from pofx.score import colour, distances, energy, extractor, measures
-from pofx.score.batches import Batches
+from pofx.sample import settings
+from pofx.sample.rows import rows as ways_to_draw
+from pofx.score import distances, energy, extractor, measures
 
 ROWS, COLUMNS, DRAWS, SIGMAS = 6, 10, 3, (0.2, 0.4)  # of the pictures
 IMAGES = 64  # behind the numbers beside them
@@ -31,53 +30,47 @@ def main(name: str) -> None:
     model = store.load(Path(f"models/{name}"), device)
     if not isinstance(model, EnergyBased):
         raise UserError(f"{name} has no energy: take it out of energy.models")
-    ways = rows.rows(name, config.value(f"sample.{name}", dict), config.value(f"rows.{name}", dict))
+    ways = ways_to_draw(name, config.value(f"sample.{name}", dict), config.value(f"rows.{name}", dict))
     own = ways[name]
-    # Key by key, without the list of models: another family in it does not concern this one.
-    values = {"n": config.value("energy.n", int), "images": config.value("energy.images", int)}
-    values |= {"chains": config.value("energy.chains", tuple[int, ...])}
-    cfg = config.build(energy.Energy, {"models": [name], **values}, "energy")
+    cfg = energy.Energy(  # key by key: another family in the list of models does not concern this one
+        n=config.value("energy.n", int),
+        images=config.value("energy.images", int),
+        chains=config.value("energy.chains", tuple[int, ...]),
+    )
     train, test = np.load("data/train.npy"), np.load("data/test.npy")
     target, n = distances.Target(np.load("features/train.npy")), min(cfg.images, len(train), len(test))
     fid = dataclasses.replace(fid, kid_subset_size=min(fid.kid_subset_size, cfg.n, len(test)))  # the same for all rows
     distances.check_subset(fid.kid_subset_size, cfg.n, len(target))
-    batches = Batches(own.batch, device)
-
-    def energies(images: np.ndarray) -> np.ndarray:
-        return energy.energies(model, images, batches)
-
-    data = files.read_json(Path("metrics/data.json"))["name"]
-    scores = energy.scores(energies, test[:n], energy.outsiders(test[:n], train, data, fold(seed, "outsiders")))
+    batches, data = Batches(own.batch, device), files.read_json(Path("metrics/data.json"))["name"]
+    sets = energy.outsiders(test[:n], train, data, fold(seed, "outsiders"))
+    scores = energy.scores(model, test[:n], sets, batches)
 
     def noise(use: str, stop: int, start: int = 0) -> Noise:
         return Noise(fold(seed, use, name), start, stop, device)
 
     folder, images = Path(f"plots/energy/{name}"), torch.from_numpy(test[:IMAGES]).to(device)
-    few = min(ROWS, len(images))
+    lengths = energy.settings(ways, cfg.chains)
+    rows, drawn = settings.draw_all(model, lengths, cfg.n, lambda start, stop: noise("energy", stop, start))
     half = model.precision == "bf16"  # the network alone, as in the stage that samples
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
-        noises = [noise(f"inpaint {i}", few if i else len(images)) for i in range(DRAWS)]
+        noises = [noise(f"inpaint {i}", min(ROWS, len(images)) if i else len(images)) for i in range(DRAWS)]
         filled, inpainted = energy.inpainting(model, own, images, noises)
         cleaned, restored = energy.restoring(model, own, images, SIGMAS, lambda: noise("restore", len(images)))
-        lengths = energy.settings(ways, cfg.chains)
-        points, drawn = settings.draw(model, lengths, cfg.n, lambda start, stop: noise("energy", stop, start))
-        able = dict.fromkeys(row["row"] for row in settings.accepted(points))
-        strips = {row: energy.strip(model, ways[row], noise("sample", ROWS), COLUMNS) for row in able}
-    save_grid(filled, folder / "inpainting.png", columns=DRAWS + 2)
-    save_grid(energy.sheet(cleaned, few), folder / "denoising.png", columns=len(cleaned))
-    for row, (shown, columns) in strips.items():
-        save_grid(shown, folder / f"chain_{row}.png", columns)
+        for row in dict.fromkeys(row["row"] for row, _ in drawn):
+            save_sheet(energy.strip(model, ways[row], noise("sample", ROWS), COLUMNS), folder / f"chain_{row}.png")
+    save_sheet(filled, folder / "inpainting.png")
+    save_sheet(cleaned[:ROWS], folder / "denoising.png")
 
     real = {"row": "test images", "chain": None}  # as many as there are samples, or all
-    points, drawn = [real, *points], [test[: cfg.n], *drawn]
+    rows, drawn = [real, *rows], [(real, test[: cfg.n]), *drawn]
     net = extractor.build(fid, RUNS / "weights", RUNS.parent, device)
     reference = measures.Reference(net, fid, seed, target)
-    reference.score(settings.accepted(points), drawn)
-    for row, images in zip(settings.accepted(points), drawn, strict=True):
-        row |= {"saturated": colour.saturated(images), "energy": energies(images).mean()}
+    reference.score(drawn)
+    for row, shown in drawn:
+        row |= {"saturated": measures.saturated(shown), "energy": energy.energies(model, shown, batches).mean()}
     protocol = reference.protocol(cfg.n) | {"test_images": n, "chance": energy.chance(n)}
     protocol["device"] = machine.name(device)
-    record = {"n": cfg.n, "keys": net.keys, "protocol": protocol, **scores, "rows": points, "chain": own.chain}
+    record = {"n": cfg.n, "keys": net.keys, "protocol": protocol, **scores, "rows": rows, "chain": own.chain}
     record |= {"inpainting": inpainted, "restoring": restored}
     files.write_json(Path(f"metrics/energy/{name}.json"), record)
 

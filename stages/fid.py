@@ -1,12 +1,10 @@
 """Score one family: samples/F/, models/F/, features/{train,test}.npy, data/ -> metrics/fid/F.json.
 
-Also writes features/F/ and plots/fid/F/*.png: the nearest training images of samples, and what the family's code holds,
-if it has one. Distances belong to each row of samples/F/rows.json, all else to the model, and stands in the family's
-first row alone. Of further draws of a row (sample.seeds) Frechet distance and KID alone are measured. What was measured
-of the same images or the same model before is not measured again: FRESH=1 measures all. `python -m stages.fid FAMILY`.
+Also writes features/F/ and plots/fid/F/*.png: the nearest training images of samples, and pictures of a code, if there
+is one. Distances belong to each row of samples/F/rows.json, all else to the model: it stands in the first row.
+What was measured of the same images or the same model is not measured again, unless FRESH=1.
 """
 
-import dataclasses
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,12 +13,12 @@ import numpy as np
 
 from stages import FRESH, RUNS, processes
 from pofx.base import config, dist, files, machine, provenance
-from pofx.base.images import save_grid
+from pofx.base.images import Sheet, save_sheet
 from pofx.base.memo import Entry, Memo
 from pofx.base.rng import fold
 from pofx.models import store
-from pofx.models.family import Featured
-from pofx.score import codes, colour, distances, extractor, likelihood, measures, probe, trained
+from pofx.models.family import Featured, Latent
+from pofx.score import disentanglement, distances, extractor, likelihood, measures, probe, trained
 from pofx.score.distances import Target
 from pofx.score.measures import Yardstick
 
@@ -31,26 +29,24 @@ INPUTS = ("data/train.npy", "data/test.npy", "data/labels.npz", "features/train.
 
 def main(name: str) -> None:
     cfg, seed, device = config.section("fid", extractor.Fid), config.value("seed", int), machine.device()
+    settings = config.section("likelihood", likelihood.Likelihood), config.section("probe", probe.Probe)
     model, samples = Path(f"models/{name}"), Path(f"samples/{name}")
     ways, card = files.read_json(samples / "rows.json"), store.card(model)
     train, drawn = np.load("data/train.npy", mmap_mode="r"), np.load(samples / f"{name}.npy")
     reference, unseen = (Target(np.load(f"features/{split}.npy")) for split in ("train", "test"))
     distances.check_subset(cfg.kid_subset_size, len(drawn), len(reference))
     net = extractor.build(cfg, RUNS / "weights", RUNS.parent, device)
-    yardstick = Yardstick(net, cfg, seed, reference, unseen, colour.means(train))
+    yardstick = Yardstick(net, cfg, seed, reference, unseen, measures.mean_colours(train))
 
-    inputs = [files.digest(Path(path)) for path in INPUTS]
-    shared = inputs, seed, dataclasses.asdict(cfg), len(drawn), machine.name(device), provenance.code_hash(*CODE)
+    shared = [*map(Path, INPUTS)], seed, cfg, len(drawn), machine.name(device), provenance.code_hash(*CODE)
     memo = Memo(RUNS / "memo/fid" / name, *shared, fresh=FRESH)
     rows, features = {}, {}
     for row, how in ways.items():
         paths = [samples / f"{stem}.npy" for stem in how["stems"]]
-        arrays, rows[row] = memo(partial(of_row, paths, yardstick), [files.digest(path) for path in paths])
+        arrays, rows[row] = memo(partial(of_row, paths, yardstick), *paths)
         features[row] = arrays["features"]
-    settings = config.section("likelihood", likelihood.Likelihood), config.section("probe", probe.Probe)
-    weights = [files.digest(model / file) for file in ("model.safetensors", "model.json")]
-    parts = weights, *map(dataclasses.asdict, settings)
-    sheets, itself = memo(partial(of_model, model, len(drawn), yardstick, *settings), *parts)
+    weights = model / "model.safetensors", model / "model.json"
+    sheets, itself = memo(partial(of_model, model, len(drawn), yardstick, *settings), *weights, *settings)
     if not dist.first():
         return
 
@@ -59,23 +55,18 @@ def main(name: str) -> None:
         rows[row]["config"] = base | {name: card["config"], f"sample.{name}": how["sample"]}
         files.write_npy(Path(f"features/{name}/{row}.npy"), features[row])
     rows[name] |= itself["metrics"] | {"protocol": rows[name]["protocol"] | itself["protocol"]}
-    columns = itself["columns"]
-    sheets["neighbours"], columns["neighbours"] = neighbours(drawn, features[name], reference.vectors, train)
-    for picture, images in sheets.items():
-        save_grid(images, Path(f"plots/fid/{name}/{picture}.png"), columns[picture])
+    sheets["neighbours"] = neighbours(drawn, features[name], reference.vectors, train)
+    for picture, sheet in sheets.items():
+        save_sheet(sheet, Path(f"plots/fid/{name}/{picture}.png"))
     files.write_json(Path(f"metrics/fid/{name}.json"), measures.by_metric(rows))
     memo.prune()
 
 
 def of_row(paths: list[Path], yardstick: Yardstick) -> Entry:
     """The features of the first of a row's draws, and what is measured of all."""
-    draws = [np.load(path) for path in paths]
-    features = [yardstick.features(images, path.stem) for images, path in zip(draws, paths, strict=True)]
-    if not dist.first():
-        return {"features": features[0]}, {}  # the features take longest, the rest is one process's
-    metrics = yardstick.against_train(draws[0], features[0]) | yardstick.against_test(features[0])
-    metrics |= yardstick.over_seeds(metrics, features[1:])
-    return {"features": features[0]}, metrics | {"protocol": yardstick.row_protocol(len(draws[0]), len(draws))}
+    features = [yardstick.features(np.load(path), path.stem) for path in paths]
+    metrics = yardstick.row(np.load(paths[0]), features) if dist.first() else {}  # the features take longest
+    return {"features": features[0]}, metrics
 
 
 def of_model(folder: Path, n: int, yardstick: Yardstick, bits: likelihood.Likelihood, probing: probe.Probe) -> Entry:
@@ -87,22 +78,20 @@ def of_model(folder: Path, n: int, yardstick: Yardstick, bits: likelihood.Likeli
         return {}, {}
     with np.load("data/labels.npz") as file:
         labels = dict(file)
-    further = [trained.separation(model, test, labels, yardstick)]
+    if isinstance(model, Latent) and "factors_test" in labels:
+        factors = disentanglement.classes(labels["factors_test"], labels["factor_names"].tolist())
+        if scores := disentanglement.evaluate(model, test, factors, yardstick.batches, yardstick.seed):
+            metrics, protocol = metrics | scores, protocol | {"factor_images": len(test)}
     if isinstance(model, Featured):
-        task = probe.take(probing, train, test, labels)
-        further.append(probe.evaluate(model, random, task, yardstick.batches))
-    for scores, how in further:
+        scores, how = probe.evaluate(model, random, probe.take(probing, train, test, labels), yardstick.batches)
         metrics, protocol = metrics | scores, protocol | how
-    columns = {picture: columns for picture, (_, columns) in pictures.items()}
-    facts = {"metrics": metrics, "protocol": protocol, "columns": columns}
-    return {picture: images for picture, (images, _) in pictures.items()}, facts
+    return pictures, {"metrics": metrics, "protocol": protocol}
 
 
-def neighbours(drawn: np.ndarray, features: np.ndarray, reference: np.ndarray, train: np.ndarray) -> codes.Sheet:
-    """Rows of a sample and the training images that are nearest to it in the features; and their columns."""
+def neighbours(drawn: np.ndarray, features: np.ndarray, reference: np.ndarray, train: np.ndarray) -> Sheet:
+    """Rows of a sample and the training images that are nearest to it in the features."""
     near = distances.nearest(features[:SHOWN], reference, NEIGHBOURS)
-    rows = np.concatenate([drawn[: len(near), None], train[near]], 1)
-    return rows.reshape(-1, *drawn.shape[1:]), rows.shape[1]
+    return np.concatenate([drawn[: len(near), None], train[near]], 1)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 """What the families are compared with: data/ -> features/{train,test}.npy, metrics/reference.json.
 
 The reference is the first `fid.n_reference` training images. Two floors: as many test images as are sampled against it
-("floor"), and as many of it against as many others of it ("halves"). Gaussians fitted to all training images are the
-baselines: as many images as are sampled, and bits per dimension of all test images. With sample.seeds above 1 the
-Gaussians are drawn from again, and further test images are scored in the floor's place if there are enough. "pixels" is
-a linear probe of the images themselves.
+("floor"), and one half of it against the other ("halves"). Gaussians fitted to all training images are the baselines.
+With sample.seeds above 1 they are drawn from again, and further test images are scored for the floor if there are
+enough. "pixels" is a linear probe of the images themselves.
 """
 
 import dataclasses
@@ -16,7 +15,7 @@ from stages import RUNS, run
 from pofx.base import config, files, machine
 from pofx.base.errors import UserError
 from pofx.base.rng import fold
-from pofx.score import baselines, colour, distances, extractor, measures, probe
+from pofx.score import baselines, distances, extractor, measures, probe
 from pofx.score.distances import Target
 from pofx.score.measures import Metrics
 
@@ -33,25 +32,21 @@ def main() -> None:
     net = extractor.build(cfg, RUNS / "weights", RUNS.parent, machine.device())
     reference = Target(net.features(train[: cfg.n_reference], cfg.batch, "train"))
     floor = Target(net.features(test[:n], cfg.batch, "test"))
-    yardstick = measures.Yardstick(net, cfg, seed, reference, floor, colour.means(train))
+    yardstick = measures.Yardstick(net, cfg, seed, reference, floor, measures.mean_colours(train))
     fit = seeds if seeds * n <= len(test) else 1  # other test images stand for other draws, where there are enough
-    rows: dict[str, Metrics] = {"floor": yardstick.against_train(test[:n], floor.vectors)}
-    parts = (yardstick.features(test[k * n : (k + 1) * n], f"test, part {k + 1}") for k in range(1, fit))
-    rows["floor"] |= yardstick.over_seeds(rows["floor"], parts)
-    rows["floor"]["protocol"] = yardstick.row_protocol(n, fit) | {"keys": net.keys}
+    parts = [yardstick.features(test[k * n : (k + 1) * n], f"test, part {k + 1}") for k in range(1, fit)]
+    rows: dict[str, Metrics] = {"floor": yardstick.row(test[:n], [floor.vectors, *parts])}
+    rows["floor"]["protocol"]["keys"] = net.keys
 
     one, other = reference.vectors[:half], reference.vectors[half : 2 * half]
     halves = dataclasses.replace(yardstick, train=Target(other), colours=yardstick.colours[half : 2 * half])
-    rows["halves"] = halves.against_train(train[:half], one) | halves.against_test(one)
-    rows["halves"]["protocol"] = halves.row_protocol(half, 1, "other images")
+    rows["halves"] = halves.row(train[:half], [one], "other images")
 
     gaussians = baselines.Gaussians(train)
-    for name, images in gaussians.draw(asked, fold(seed, "baselines")).items():
-        features = yardstick.features(images, name)
-        rows[name] = yardstick.against_train(images, features) | yardstick.against_test(features)
-        further = (gaussians.draw(asked, fold(seed, "baselines", k), name)[name] for k in range(1, seeds))
-        rows[name] |= yardstick.over_seeds(rows[name], (yardstick.features(images, name) for images in further))
-        rows[name]["protocol"] = yardstick.row_protocol(asked, seeds)
+    noises = [fold(seed, "baselines"), *(fold(seed, "baselines", k) for k in range(1, seeds))]
+    for name in gaussians.names:
+        draws = [gaussians.draw(name, asked, noise) for noise in noises]
+        rows[name] = yardstick.row(draws[0], [yardstick.features(images, name) for images in draws])
     for name, (bits, error) in gaussians.bits(test).items():
         rows[name] |= {"bpd": bits, "bpd_stderr": error}
         rows[name]["protocol"]["bpd_images"] = len(test)

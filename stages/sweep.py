@@ -1,7 +1,6 @@
 """How one denoiser denoises, and its distance to the data against the number of function evaluations.
 
-models/F/, features/train.npy, data/test.npy -> metrics/sweep/F.json, plots/denoising/F/*.png. `python -m stages.sweep
-FAMILY`.
+models/F/, features/train.npy, data/test.npy -> metrics/sweep/F.json, plots/denoising/F/*.png.
 """
 
 import dataclasses
@@ -14,13 +13,13 @@ import torch
 from stages import RUNS, run
 from pofx.base import config, files, machine
 from pofx.base.errors import UserError
-from pofx.base.images import save_grid
+from pofx.base.images import save_sheet
 from pofx.base.rng import Noise, fold
 from pofx.models import store
 from pofx.models.denoiser import Denoiser
 from pofx.sample import settings
 from pofx.sample.samplers import Sample
-from pofx.score import denoising, distances, extractor, measures, sweep
+from pofx.score import denoising, distances, extractor, measures
 
 ROWS, COLUMNS, LEVELS, STEPS = 6, 10, 16, 20  # of the pictures; of the errors; of the interpolation
 
@@ -31,10 +30,11 @@ def main(name: str) -> None:
     if not isinstance(model, Denoiser):
         raise UserError(f"{name} is no denoiser, there is nothing to sweep: take it out of sweep.models")
     own = config.section(f"sample.{name}", Sample)
-    # Key by key, without the list of models: another family in it does not concern this one.
-    values = {"n": config.value("sweep.n", int), "samplers": config.value("sweep.samplers", tuple[str, ...])}
-    values |= {"steps": config.value("sweep.steps", tuple[int, ...])}
-    cfg = config.build(sweep.Sweep, {"models": [name], **values}, "sweep")
+    cfg = denoising.Sweep(  # key by key: another family in the list of models does not concern this one
+        n=config.value("sweep.n", int),
+        samplers=config.value("sweep.samplers", tuple[str, ...]),
+        steps=config.value("sweep.steps", tuple[int, ...]),
+    )
     test, target = np.load("data/test.npy"), distances.Target(np.load("features/train.npy"))
     fid = dataclasses.replace(fid, kid_subset_size=min(fid.kid_subset_size, cfg.n))
     distances.check_subset(fid.kid_subset_size, cfg.n, len(target))
@@ -53,15 +53,14 @@ def main(name: str) -> None:
         largest, some = model.sigma_range[1], min(cfg.n, own.batch)
         with torch.no_grad():
             model.denoise(largest * noise("sweep", some).normal(*model.shape), largest)  # not timed: kernels are chosen
-        points = sweep.settings(own, cfg)
-        rows, drawn = settings.draw(model, points, cfg.n, lambda start, stop: noise("sweep", stop, start))
-    save_grid(strip, folder / "strip.png", columns=len(along) + 1)
-    save_grid(noisy, folder / "noisy.png", columns=len(shown))
-    save_grid(between, folder / "interpolation.png", columns=COLUMNS)
+    points = denoising.settings(own, cfg)
+    rows, drawn = settings.draw_all(model, points, cfg.n, lambda start, stop: noise("sweep", stop, start))
+    for picture, sheet in {"strip": strip, "noisy": noisy, "interpolation": between}.items():
+        save_sheet(sheet, folder / f"{picture}.png")
 
     net = extractor.build(fid, RUNS / "weights", RUNS.parent, device)
     reference = measures.Reference(net, fid, seed, target)
-    reference.score(settings.accepted(rows), drawn)
+    reference.score(drawn)
     protocol = reference.protocol(cfg.n) | {"test_images": len(images), "device": machine.name(device)}
     record = {"n": cfg.n, "keys": net.keys, "protocol": protocol, "sigma_range": model.sigma_range, "rows": rows}
     record |= {"levels": levels, "strip": along, "noisy": shown}

@@ -17,11 +17,11 @@ from pofx.base import config
 from pofx.base.errors import UserError
 from pofx.models import store
 from pofx.sample import rows
+from pofx.score.denoising import Sweep
 from pofx.score.energy import Energy
 from pofx.score.extractor import Fid
 from pofx.score.likelihood import Likelihood
 from pofx.score.probe import Probe
-from pofx.score.sweep import Sweep
 from pofx.train.config import Train, settings
 from stages import check
 from tools import compose

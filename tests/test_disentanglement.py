@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from pofx.base.images import Batches
 from pofx.data import sprites
 from pofx.models.family import Latent
 from pofx.score import disentanglement
-from pofx.score.batches import Batches
 
 N = 1200
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ class Coder(Latent):
 def score(codes: np.ndarray, factors: np.ndarray) -> dict[str, float]:
     images = np.zeros((len(codes), 3, 4, 4), np.uint8)
     names = list(sprites.FACTORS)
-    return disentanglement.evaluate(Coder(codes), images, disentanglement.Factors(factors, names), Batches(500, CPU), 0)
+    return disentanglement.evaluate(Coder(codes), images, disentanglement.classes(factors, names), Batches(500, CPU), 0)
 
 
 def test_the_scores_tell_a_perfect_code_from_a_rotated_one_and_from_noise(factors):

@@ -12,13 +12,12 @@ from ruamel.yaml import YAML
 
 from pofx.base import config, files
 from pofx.base.errors import UserError
-from pofx.base.images import to_model, to_uint8
+from pofx.base.images import Batches, to_model, to_uint8
 from pofx.base.rng import Noise
 from pofx.models import family, store
 from pofx.models.ebm import ebm
 from pofx.models.ebm.network import EnergyConfig
 from pofx.score import energy
-from pofx.score.batches import Batches
 from pofx.score.extractor import Fid
 from stages import energy as stage
 
@@ -86,7 +85,7 @@ def test_scores_of_a_known_energy(sprites):
     """Of E = |x|^2 grey is the likeliest image of all: blends come nearer to it, noise does not."""
     images = sprites.numpy()
     sets = {"grey": np.full_like(images, 128), "ends": np.full_like(images, 255), "same": images}
-    scores = energy.scores(lambda x: energy.energies(Bowl(None, (3, 32, 32)), x, Batches(50, CPU)), images, sets)
+    scores = energy.scores(Bowl(None, (3, 32, 32)), images, sets, Batches(50, CPU))
     assert [row["auroc"] for row in scores["auroc"]] == [0.0, 1.0, 0.5]
     assert scores["test_energy"] == pytest.approx(to_model(sprites).square().sum((1, 2, 3)).mean().item(), rel=1e-5)
 
@@ -144,16 +143,15 @@ def test_every_row_at_every_length():
 
 
 def test_a_strip_goes_from_the_start_to_the_sample(model):
-    picture, columns = energy.strip(model, OWN, Noise(1, 0, 3), 4)
-    picture = picture.reshape(3, columns, 3, 32, 32)
+    picture = energy.strip(model, OWN, Noise(1, 0, 3), 4)
     contrast = model.cfg.objective == "contrast"
     start = 2 * Noise(1, 0, 3).uniform(3, 32, 32) - 1 if contrast else 20 * Noise(1, 0, 3).normal(3, 32, 32)
-    assert columns == 4
+    assert picture.shape == (3, 4, 3, 32, 32)
     with torch.no_grad():
         assert np.array_equal(picture[:, -1], to_uint8(model.sample(Noise(1, 0, 3), OWN)).numpy())
     assert np.array_equal(picture[:, 0], to_uint8(start).numpy())
     short = dataclasses.replace(OWN, chain=1)
-    assert energy.strip(model, short, Noise(1, 0, 3), 10)[1] == (2 if contrast else model.own.levels + 2)
+    assert energy.strip(model, short, Noise(1, 0, 3), 10).shape[1] == (2 if contrast else model.own.levels + 2)
 
 
 # --- images in part or in noise
@@ -206,15 +204,15 @@ def test_an_image_does_not_depend_on_its_batch(model, sprites, mask):
 
 def test_inpainting_and_restoring_show_and_count(model, sprites):
     noises = [Noise(i, 0, n) for i, n in enumerate((10, 4, 4))]
-    picture, rows = energy.inpainting(model, OWN, sprites[:10], noises)
-    shown = picture.reshape(4, 5, 3, 32, 32)
+    shown, rows = energy.inpainting(model, OWN, sprites[:10], noises)
+    assert shown.shape == (4, 5, 3, 32, 32)
     assert np.array_equal(shown[:, -1], sprites[[0, 2, 1, 3]].numpy())
     assert (shown[:2, 0, :, :, 16:] == 128).all() and (shown[2:, 0, :, 8:24, 8:24] == 128).all()
     assert [(r["unknown"], r["images"]) for r in rows] == [("right half", 5), ("centre", 5)]
     assert all(5 < r["psnr"] < r["psnr_filled"] for r in rows), "untrained, and near to noise"
 
-    columns, rows = energy.restoring(model, OWN, sprites[:10], (0.2, 0.4), lambda: Noise(0, 0, 10))
-    assert energy.sheet(columns, 3).shape == (3 * 5, 3, 32, 32)
+    shown, rows = energy.restoring(model, OWN, sprites[:10], (0.2, 0.4), lambda: Noise(0, 0, 10))
+    assert shown.shape == (10, 5, 3, 32, 32)
     assert rows[0]["psnr_noisy"] == pytest.approx(20, abs=1) and rows[1]["psnr_noisy"] < rows[0]["psnr_noisy"]
 
 

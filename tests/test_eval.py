@@ -164,7 +164,7 @@ def test_bad_weights(changes, says, tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(fetch, "PAUSE", 0.001)
     with pytest.raises(UserError, match=says):
-        extractor._inception_weights(cfg, tmp_path / "cache", tmp_path)
+        extractor.build(cfg, tmp_path / "cache", tmp_path, CPU)
     assert not any(path.stat().st_size for path in (tmp_path / "cache").glob("*")), "a bad file was kept"
 
 

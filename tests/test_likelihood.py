@@ -15,13 +15,12 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 
 from pofx.base import config, rng
 from pofx.base.errors import UserError
-from pofx.base.images import to_model
+from pofx.base.images import Batches, to_model
 from pofx.base.rng import Noise
 from pofx.models import ddpm
 from pofx.models.denoiser import Denoiser
 from pofx.models.family import Bounded, ImportanceWeighted
 from pofx.score import likelihood
-from pofx.score.batches import Batches
 from pofx.score.likelihood import BIN, Likelihood
 
 CPU = torch.device("cpu")

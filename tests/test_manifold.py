@@ -9,7 +9,7 @@ import torch
 from test_distances import features
 
 from pofx.base.errors import UserError
-from pofx.score import colour, manifold
+from pofx.score import manifold, measures
 
 
 def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -94,14 +94,14 @@ def test_duplicates_are_counted_with_their_twins():
 def test_a_cast_of_colour_is_told_from_chance():
     rng = np.random.default_rng(0)
     x, y = (rng.integers(0, 256, (n, 3, 1, 1), dtype=np.uint8) for n in (400, 900))
-    z = colour.shift(colour.means(x), colour.means(y))
+    z = measures.colour_shift(measures.mean_colours(x), measures.mean_colours(y))
     assert len(z) == 3 and np.abs(z).max() < 3
     x[:, 0] = np.minimum(x[:, 0].astype(int) + 40, 255)
-    red = colour.shift(colour.means(x), colour.means(y))
+    red = measures.colour_shift(measures.mean_colours(x), measures.mean_colours(y))
     a, b = x[:, 0].ravel().astype(float), y[:, 0].ravel().astype(float)
     assert red[0] == pytest.approx((a.mean() - b.mean()) / np.hypot(a.std(ddof=1) / 20, b.std(ddof=1) / 30))
     assert red[0] > 5 and red[1:] == z[1:]
 
 
 def test_saturated_values_are_those_at_both_ends():
-    assert colour.saturated(np.full((2, 3, 4, 4), [0, 1, 254, 255], np.uint8)) == 0.5
+    assert measures.saturated(np.full((2, 3, 4, 4), [0, 1, 254, 255], np.uint8)) == 0.5

@@ -7,12 +7,11 @@ from conftest import build, small
 
 from pofx.base import config
 from pofx.base.errors import UserError
-from pofx.base.images import to_model
+from pofx.base.images import Batches, to_model
 from pofx.models import store
 from pofx.models.family import Featured, inside
 from pofx.sample.cost import counted
 from pofx.score import probe
-from pofx.score.batches import Batches
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,7 @@ from pofx.models import ddpm
 from pofx.models.denoiser import Denoiser
 from pofx.sample import drawing, settings
 from pofx.sample.samplers import Sample
-from pofx.score import denoising, distances, sweep
+from pofx.score import denoising, distances
 from pofx.score.extractor import Extractor, Fid
 from pofx.score.measures import Reference
 
@@ -60,10 +60,9 @@ def test_levels_are_at_equal_ratios_or_those_of_training():
 
 def test_strip_shows_estimates_along_the_sampler_and_ends_with_its_sample():
     model, drawn = Gaussian(), OWN.by("ddim", 20)
-    picture, sigmas = denoising.strip(model, drawn, Noise(0, 0, 3), 6)
-    assert picture.shape == (3 * 6, *SHAPE) and picture.dtype == np.uint8
+    rows, sigmas = denoising.strip(model, drawn, Noise(0, 0, 3), 6)
+    assert rows.shape == (3, 6, *SHAPE) and rows.dtype == np.uint8
     assert sigmas[0] == pytest.approx(20.0) and sigmas == sorted(sigmas, reverse=True) and len(sigmas) == 5
-    rows = picture.reshape(3, 6, *SHAPE)
     assert np.array_equal(rows[:, -1], to_uint8(drawing.draw(model, Noise(0, 0, 3), drawn)).numpy())
     assert np.ptp(rows[:, 0].astype(int)) <= 12  # at large noise every estimate is nearly the mean
     assert "denoise" not in vars(model), "the model is left as it was"
@@ -72,7 +71,7 @@ def test_strip_shows_estimates_along_the_sampler_and_ends_with_its_sample():
 @pytest.mark.parametrize(("steps", "columns"), [(2, 2), (3, 3)])
 def test_a_strip_has_no_more_columns_than_evaluations(steps, columns):
     picture, sigmas = denoising.strip(Gaussian(), OWN.by("ddim", steps), Noise(0, 0, 2), 10)
-    assert len(picture) == 2 * columns and len(sigmas) == columns - 1
+    assert picture.shape[:2] == (2, columns) and len(sigmas) == columns - 1
 
 
 def test_a_sampler_that_fails_leaves_the_model_as_it_was():
@@ -113,16 +112,16 @@ def test_errors_are_those_of_the_best_linear_denoiser(images):
         assert row["linear_eps_mse"] == pytest.approx(row["linear_mse"] / row["sigma"] ** 2)
 
 
-CFG = sweep.Sweep(models=("stub",), n=100, samplers=("ddim", "heun", "consistent"), steps=(3, 6))
+CFG = denoising.Sweep(models=("stub",), n=100, samplers=("ddim", "heun", "consistent"), steps=(3, 6))
 
 
-def drawn_at(model: Denoiser, own: Sample, cfg: sweep.Sweep):
-    return settings.draw(model, sweep.settings(own, cfg), cfg.n, partial(Noise, 0))
+def drawn_at(model: Denoiser, own: Sample, cfg: denoising.Sweep):
+    return settings.draw_all(model, denoising.settings(own, cfg), cfg.n, partial(Noise, 0))
 
 
 def test_every_sampler_at_every_number_of_steps_beside_the_own_setting():
     own = Sample(batch=64, sampler="langevin", spacing="geometric", step_size=0.1, clip=True, denoise=False)
-    points = sweep.settings(own, CFG)
+    points = denoising.settings(own, CFG)
     assert [(name["own"], p.sampler, p.steps, p.denoise) for name, p in points[:3]] == [
         (True, "langevin", None, True),
         (True, "langevin", None, False),
@@ -139,8 +138,8 @@ def test_evaluations_are_counted_and_noise_is_shared():
     assert nfe == {("ddim", 3): 3, ("ddim", 6): 6, ("heun", 3): 5, ("heun", 6): 11,
                    ("consistent", 3): 3, ("consistent", 6): 6}  # fmt: skip
     assert [r["nfe"] for r in rows if r["own"]] == [7, 6]  # the last step goes from the smallest level to none
-    assert len(drawn) == len(rows) and all(d.shape == (100, *SHAPE) and d.dtype == np.uint8 for d in drawn)
-    alike = np.corrcoef(drawn[2].ravel(), drawn[5].ravel())[0, 1]  # ddim and heun go from the same noise
+    assert len(drawn) == len(rows) and all(d.shape == (100, *SHAPE) and d.dtype == np.uint8 for _, d in drawn)
+    alike = np.corrcoef(drawn[2][1].ravel(), drawn[5][1].ravel())[0, 1]  # ddim and heun go from the same noise
     assert alike > 0.95
     assert all(r["seconds_per_1000"] > 0 for r in rows)
 
@@ -156,8 +155,10 @@ def test_images_that_are_not_finite_are_a_blank():
     model = Gaussian()
     model.denoise = lambda x, sigma: x / 0
     rows, drawn = drawn_at(model, OWN, CFG)
-    assert not drawn and {r["refused"] for r in rows} == {"values that are not finite"}
-    reference(np.zeros((4, 3), np.float32)).score(settings.accepted(rows), drawn)
+    assert not drawn and {r["refused"] for r in rows} == {
+        "images are not finite: train the model longer, or change how it draws"
+    }
+    reference(np.zeros((4, 3), np.float32)).score(drawn)
     assert all("fd" not in r for r in rows)
 
 
@@ -178,7 +179,7 @@ def test_distances_stand_in_the_rows_that_were_drawn():
     real = to_uint8(MEAN + STD * Noise(9, 0, 200).normal(*SHAPE)).numpy()
     rows, drawn = drawn_at(Gaussian(), OWN, CFG)
     rows.insert(1, {"own": False, "sampler": "x", "steps": 2, "denoise": True, "refused": "why"})
-    reference(SPREADS.features(real, 64, "real")).score(settings.accepted(rows), drawn)
+    reference(SPREADS.features(real, 64, "real")).score(drawn)
     assert "fd" not in rows[1]
     assert all({"fd", "kid", "kid_std"} <= row.keys() for row in rows[:1] + rows[2:])
     far = {row["steps"]: row["fd"] for row in rows if row["sampler"] == "ddim"}
@@ -197,4 +198,4 @@ def test_distances_stand_in_the_rows_that_were_drawn():
 def test_a_sweep_that_cannot_be_is_refused_in_one_line(change, message):
     good = {"models": ["ddpm"], "n": 10, "samplers": ["ddim"], "steps": [5]}
     with pytest.raises(UserError, match=message):
-        config.build(sweep.Sweep, good | change, "sweep")
+        config.build(denoising.Sweep, good | change, "sweep")

@@ -13,7 +13,7 @@ from torch.distributions import MultivariateNormal
 import pofx.base.torchvision_compat  # noqa: F401  (before torchvision)
 from pofx.base import config, files
 from pofx.base.errors import UserError
-from pofx.base.images import to_model
+from pofx.base.images import Batches, to_model
 from pofx.base.rng import Noise
 from pofx.models.pixels import logistic
 from pofx.models.vae import perceptual as networks
@@ -21,7 +21,6 @@ from pofx.models.vae.perceptual import Perceptual
 from pofx.models.vae.vae import Config, Features
 from pofx.models.vae.vae import Sample as Draw
 from pofx.score import likelihood
-from pofx.score.batches import Batches
 from pofx.train.config import settings
 
 SMALL = {"channels": (8, 8, 8), "latent": 8}

@@ -8,12 +8,11 @@ import torch
 from conftest import SHAPE, budget, build, pool, slot, small
 from torch import nn
 
-from pofx.base.images import to_model
+from pofx.base.images import Batches, to_model
 from pofx.base.rng import Noise
 from pofx.models import store
 from pofx.models.vqprior.causal import PixelCNN, Transformer
 from pofx.models.vqvae.codebook import Codebook, perplexity
-from pofx.score.batches import Batches
 from pofx.score.likelihood import Likelihood, evaluate
 from pofx.train.loop import Run, train
 

@@ -5,6 +5,7 @@ every row would need the names of all rows in one matrix. So results are kept in
 by a hash of all that decides them, code included.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pofx.base import dist
-from pofx.base.files import atomic
+from pofx.base.files import atomic, digest
 
 KEEP = 16  # results that stay in a folder: those of the last few runs
 Entry = tuple[dict[str, np.ndarray], dict[str, Any]]  # arrays, and facts as JSON has them
@@ -24,7 +25,8 @@ Entry = tuple[dict[str, np.ndarray], dict[str, Any]]  # arrays, and facts as JSO
 class Memo:
     """The results in `folder`, one folder for every stage and family.
 
-    All depend on `shared`, JSON-able values. With `fresh` everything is computed again.
+    All depend on `shared`: JSON-able values, dataclasses, and paths of files for their content. With `fresh` everything
+    is computed again.
     """
 
     def __init__(self, folder: Path, *shared: Any, fresh: bool = False):
@@ -32,13 +34,13 @@ class Memo:
         self.used: set[Path] = set()
 
     def __call__(self, compute: Callable[[], Entry], *parts: Any) -> Entry:
-        """What `compute()` gives, which depends on `parts` (JSON-able) and on what is shared.
+        """The result of `compute()`, which depends on `parts`, such as may be shared, and on what is shared.
 
-        All processes of a stage call this alike: where one of them finds nothing all compute, and the first one's
-        result is kept.
+        All processes of a stage call this alike: where one of them has no result all compute, and the first one's is
+        kept.
         """
-        key = hashlib.sha256(json.dumps([self.shared, parts], sort_keys=True).encode()).hexdigest()[:32]
-        path = self.folder / f"{key}.npz"
+        text = json.dumps([self.shared, parts], sort_keys=True, default=_content)
+        path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
         self.used.add(path)
         kept = None if self.fresh else _read(path)
         (missing,) = dist.most(int(kept is None))
@@ -55,6 +57,10 @@ class Memo:
         others = sorted(set(self.folder.glob("*.npz")) - self.used, key=os.path.getmtime, reverse=True)
         for path in others[max(0, KEEP - len(self.used)) :]:
             path.unlink(missing_ok=True)
+
+
+def _content(part: Any) -> Any:
+    return digest(part) if isinstance(part, Path) else dataclasses.asdict(part)
 
 
 def _read(path: Path) -> Entry | None:

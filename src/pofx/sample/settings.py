@@ -1,4 +1,4 @@
-"""Images drawn at many settings of one model from the same noise, and what each setting costs."""
+"""Images drawn in batches, at one setting of a model or at many from the same noise, and what each setting costs."""
 
 import time
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from pofx.base import dist
 from pofx.base.errors import UserError
 from pofx.base.images import to_uint8
 from pofx.base.progress import Bar
@@ -17,47 +18,57 @@ from pofx.sample import drawing
 from pofx.sample.cost import counted
 
 Row = dict[str, Any]
-Images = UInt8[np.ndarray, "_ 3 h w"]  # of test images there may be fewer than of samples
+Images = UInt8[np.ndarray, "_ 3 h w"]
+NoiseAt = Callable[[int, int], Noise]  # noise of the images from one index to another
 Setting = tuple[Row, Any]  # its name, and the Sample to draw with
 
 
 @torch.no_grad()
-def draw(
-    model: Family, settings: list[Setting], n: int, noise_at: Callable[[int, int], Noise]
-) -> tuple[list[Row], list[Images]]:
-    """n images at every setting.
+def draw(model: Family, cfg: Any, n: int, noise_at: NoiseAt, label: str) -> tuple[Images, dict[str, float]]:
+    """n images by `cfg`, the Sample of the family; `label` names them on the progress bar.
 
-    Args:
-        noise_at: noise of the images from one index to another; all settings share it.
+    Several processes draw every so many batches each, the same images as one would; their seconds are added up.
 
     Returns:
-        A row for every setting: its name, and "nfe" (network evaluations for a batch, counted) and
-        "seconds_per_1000", or "refused": why the sampler does not work there. And the images of those that do.
+        The images; and "nfe", network evaluations for a batch, and "seconds_per_1000" images.
+
+    Raises:
+        UserError: an image is not finite, or the sampler does not work with these settings.
+    """
+    drawn, mine = np.zeros((n, *model.shape), np.uint8), range(0, n, cfg.batch)[dist.rank() :: dist.world()]
+    began = time.monotonic()
+    with counted(model.networks()) as calls:
+        for start in Bar(mine, desc=label, unit="batch"):
+            noise = noise_at(start, min(n, start + cfg.batch))
+            # Of the network alone: samplers keep images in fp32.
+            with torch.autocast(noise.device.type, torch.bfloat16, enabled=model.precision == "bf16"):
+                images = drawing.draw(model, noise, cfg)
+            if not images.isfinite().all():
+                raise UserError("images are not finite: train the model longer, or change how it draws")
+            drawn[start : start + len(noise)] = to_uint8(images).cpu().numpy()
+    drawn = dist.assembled(drawn)
+    seconds = (time.monotonic() - began) * dist.world()
+    return drawn, {"nfe": calls[0] / max(1, len(mine)), "seconds_per_1000": 1000 * seconds / n}
+
+
+def draw_all(
+    model: Family, settings: list[Setting], n: int, noise_at: NoiseAt
+) -> tuple[list[Row], list[tuple[Row, Images]]]:
+    """n images at every setting, all from the same noise.
+
+    Returns:
+        A row for every setting: its name, and what `draw` counts or "refused", why the sampler does not work there.
+        And the rows that have images, with these.
     """
     rows, drawn = [], []
-    with Bar(total=len(settings) * n, desc="settings", unit="img") as bar:
-        for name, cfg in settings:
-            rows.append(dict(name))
-            bar.set_postfix_str(", ".join(f"{key} {value}" for key, value in name.items()), refresh=False)
-            starts, parts, began = range(0, n, cfg.batch), [], time.monotonic()
-            try:
-                with counted(model.networks()) as calls:
-                    for start in starts:
-                        noise = noise_at(start, min(n, start + cfg.batch))
-                        images = drawing.draw(model, noise, cfg)
-                        if not images.isfinite().all():
-                            raise UserError("values that are not finite")
-                        parts.append(to_uint8(images).cpu().numpy())
-                        bar.update(len(noise))
-            except UserError as error:
-                rows[-1]["refused"] = str(error)
-                continue
-            seconds = time.monotonic() - began
-            rows[-1] |= {"nfe": calls[0] / len(starts), "seconds_per_1000": 1000 * seconds / n}
-            drawn.append(np.concatenate(parts))
+    for name, cfg in settings:
+        row = dict(name)
+        rows.append(row)
+        try:
+            images, cost = draw(model, cfg, n, noise_at, ", ".join(f"{key} {value}" for key, value in name.items()))
+        except UserError as error:
+            row["refused"] = str(error)
+        else:
+            row |= cost
+            drawn.append((row, images))
     return rows, drawn
-
-
-def accepted(rows: list[Row]) -> list[Row]:
-    """Those that have images."""
-    return [row for row in rows if "refused" not in row]

@@ -1,9 +1,8 @@
 """Gaussians fitted to training images: what a model that is worth its cost stays below, in bits and in distance.
 
 Images are dequantised uniformly, in training and in test, and the bits are exact: the noise adds its variance v to the
-diagonal of the covariance S, and v tr S^-1 / 2 to the expected nats of a test image. There is no other regularisation:
-v alone keeps S regular, however flat the images are. Units are grey levels, so that a bin's volume is one. Images drawn
-are rounded and cut off at both ends of the range.
+diagonal of the covariance S, which keeps it regular, and v tr S^-1 / 2 to the expected nats of a test image. Units are
+grey levels, so that a bin's volume is one.
 """
 
 import math
@@ -25,6 +24,7 @@ class Gaussians:
     "pca_gaussian", the 64 directions of largest variance alone, which has images but no density.
 
     Attributes:
+        names: of those that there are enough training images for.
         refused: name -> why training images are too few for it.
     """
 
@@ -36,6 +36,7 @@ class Gaussians:
             for name, size, of in (("gaussian", d, "dimensions"), ("pca_gaussian", COMPONENTS, "components"))
             if len(train) <= size
         }
+        self.names = [name for name in ("gaussian", "pixel_gaussian", "pca_gaussian") if name not in self.refused]
         if "pca_gaussian" not in self.refused:
             start = np.random.default_rng(0).normal(size=d)  # of the iteration: the same vectors every time
             values, vectors = scipy.sparse.linalg.eigsh(covariance, min(COMPONENTS, d - 1), v0=start)
@@ -55,24 +56,21 @@ class Gaussians:
         far = [np.square((x - self.mean) / self.std).sum(1) for x in _chunks(test)]
         return bits | {"pixel_gaussian": _bits(far, np.sum(self.std**-2.0), np.log(self.std).sum(), d)}
 
-    def draw(self, n: int, seed: int, only: str | None = None) -> dict[str, UInt8[np.ndarray, "n *shape"]]:
-        """n images of each that was not refused, or of `only` one of them, all from the same seed."""
-        d, drawn = len(self.mean), {}
-        ways = {
-            "gaussian": (d, lambda z: z @ self.factor.T),
-            "pixel_gaussian": (d, lambda z: z * self.std),
-            "pca_gaussian": (min(COMPONENTS, d - 1), lambda z: z @ self.components.T),
-        }
-        for name, (size, spread) in ways.items():
-            if name in self.refused or only not in (None, name):
-                continue
-            rng = np.random.default_rng(seed)
-            images = np.empty((n, d), np.uint8)
-            for start in range(0, n, CHUNK):
-                part = images[start : start + CHUNK]
-                part[:] = (self.mean + spread(rng.normal(size=(len(part), size)))).round().clip(0, 255)
-            drawn[name] = images.reshape(n, *self.shape)
-        return drawn
+    def draw(self, name: str, n: int, seed: int) -> UInt8[np.ndarray, "n *shape"]:
+        """n images of the Gaussian `name`."""
+        rng, d = np.random.default_rng(seed), len(self.mean)
+        images = np.empty((n, d), np.uint8)
+        for start in range(0, n, CHUNK):
+            part = images[start : start + CHUNK]
+            match name:
+                case "gaussian":
+                    x = rng.normal(size=(len(part), d)) @ self.factor.T
+                case "pixel_gaussian":
+                    x = rng.normal(size=(len(part), d)) * self.std
+                case "pca_gaussian":
+                    x = rng.normal(size=(len(part), self.components.shape[1])) @ self.components.T
+            part[:] = (self.mean + x).round().clip(0, 255)
+        return images.reshape(n, *self.shape)
 
 
 def moments(images: UInt8[np.ndarray, "n *shape"]) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, "d d"]]:

@@ -1,23 +1,50 @@
-"""What a denoiser D(x, sigma) does, in pictures and in numbers.
+"""What a denoiser D(x, sigma) does, in pictures and in numbers: how it denoises, and samplers and steps to compare.
 
-Pictures are bytes for `pofx.base.images.save_grid`, row by row. Noise levels are for images on [-1, 1].
+Noise levels are for images on [-1, 1].
 """
 
+import dataclasses
 import math
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from jaxtyping import UInt8
 from torch import Tensor
 
-from pofx.base.images import to_model, to_uint8
+from pofx.base.images import Sheet, sheet, to_model, to_uint8
 from pofx.base.rng import Noise
 from pofx.models.denoiser import SIGMA_DATA, Denoiser
 from pofx.sample import drawing
 from pofx.sample.interpolation import slerp
-from pofx.sample.samplers import Sample
+from pofx.sample.samplers import SAMPLERS, Sample
+from pofx.sample.settings import Setting
 
-Picture = UInt8[np.ndarray, "n 3 h w"]
+
+@dataclass(frozen=True)
+class Sweep:
+    models: tuple[str, ...] = ("ncsn", "ddpm", "edm")  # denoisers to do this for
+    n: Annotated[int, Ge(2)] = 64  # images a point
+    samplers: tuple[str, ...] = ("ddim", "dpmpp", "heun")
+    steps: tuple[Annotated[int, Ge(2)], ...] = (3, 6, 12)  # noise levels visited
+
+    def __post_init__(self) -> None:
+        for name in self.samplers:
+            if name not in SAMPLERS:
+                raise ValueError(f"samplers names {name!r}, which is none of {', '.join(SAMPLERS)}")
+
+
+def settings(own: Sample, cfg: Sweep) -> list[Setting]:
+    """The family's own setting with and without the last denoising step (Song & Ermon 2020, arXiv 2006.09011: FID 10.87
+    with, 31.75 without), and every sampler at every number of steps, along the family's own spacing of noise levels."""
+    mine = [dataclasses.replace(own, denoise=last) for last in (True, False)]
+    other = [own.by(sampler, steps) for sampler in cfg.samplers for steps in cfg.steps]
+    return [
+        ({"own": i < len(mine), "sampler": p.sampler, "steps": p.steps, "denoise": p.denoise}, p)
+        for i, p in enumerate(mine + other)
+    ]
 
 
 def levels(model: Denoiser, n: int) -> list[float]:
@@ -32,63 +59,56 @@ def levels(model: Denoiser, n: int) -> list[float]:
 
 
 @torch.no_grad()
-def strip(model: Denoiser, cfg: Sample, noise: Noise, columns: int) -> tuple[Picture, list[float]]:
+def strip(model: Denoiser, cfg: Sample, noise: Noise, columns: int) -> tuple[Sheet, list[float]]:
     """Progressive denoising: what the model predicts of its samples, evaluation by evaluation.
 
     Returns:
-        Picture: a row for each of len(noise) samples: D(x, sigma) at evaluations evenly over all that the sampler of
-        `cfg` makes, and last the sample itself. Fewer than `columns` where there are fewer evaluations.
-        Levels: sigma of every column but the last.
+        A row for each of len(noise) samples: D(x, sigma) at evaluations evenly over all that the sampler of `cfg`
+        makes, and last the sample itself. Fewer than `columns` where there are fewer evaluations. And sigma of every
+        column but the last.
     """
     seen: list[tuple[float, Tensor]] = []
     denoise = drawing.guided(model, cfg.guidance)
 
     def recorded(x: Tensor, sigma: float) -> Tensor:
         out = denoise(x, sigma)
-        seen.append((sigma, to_uint8(out)))
+        seen.append((sigma, out))
         return out
 
-    sample = to_uint8(drawing.follow(model, recorded, noise, cfg))
+    sample = drawing.follow(model, recorded, noise, cfg)
     picked = [seen[i] for i in np.linspace(0, len(seen) - 1, min(columns, len(seen))).round().astype(int)[:-1]]
-    shown = torch.stack([*(image for _, image in picked), sample], 1)
-    return shown.flatten(0, 1).cpu().numpy(), [sigma for sigma, _ in picked]
+    return sheet([*(image for _, image in picked), sample]), [sigma for sigma, _ in picked]
 
 
 @torch.no_grad()
-def noisy(model: Denoiser, images: UInt8[Tensor, "b 3 h w"], noise: Noise, columns: int) -> tuple[Picture, list[float]]:
+def noisy(model: Denoiser, images: UInt8[Tensor, "b 3 h w"], noise: Noise, columns: int) -> tuple[Sheet, list[float]]:
     """Images under growing noise, and what the model makes of them.
 
     Returns:
-        Picture: two rows an image: the image with noise of every level (the same noise, times sigma), scaled down to
-        the spread of images to be seen, and below it D.
-        Levels: sigma of every column, rising.
+        Two rows an image: the image with noise of every level (the same noise, times sigma), scaled down to the spread
+        of images, and below it D. And sigma of every column, rising.
     """
     x, z, sigmas = to_model(images), noise.normal(*images.shape[1:]), levels(model, columns)
     pairs = []
     for sigma in sigmas:
         y = x + sigma * z
-        pairs.append(torch.stack([y / math.hypot(1, sigma / SIGMA_DATA), model.denoise(y, sigma)], 1))
-    return to_uint8(torch.stack(pairs, 2).flatten(0, 2)).cpu().numpy(), sigmas
+        pairs.append(torch.stack([y / math.hypot(1, sigma / SIGMA_DATA), model.denoise(y, sigma)], 1).flatten(0, 1))
+    return sheet(pairs), sigmas
 
 
 @torch.no_grad()
-def interpolation(model: Denoiser, cfg: Sample, noise: Noise, columns: int, steps: int) -> Picture:
+def interpolation(model: Denoiser, cfg: Sample, noise: Noise, columns: int, steps: int) -> Sheet:
     """Images between images: DDIM (Song et al. 2021, arXiv 2010.02502, section 5.3) from noise on the great circle
-    between two starts.
-
-    Deterministic, so that an image is a function of its start: the rest of the settings as in `cfg`, `steps` levels.
+    between two starts: deterministic, over `steps` levels, the rest as in `cfg`.
 
     Args:
         noise: of two images a row: the starts of the first column, then those of the last.
-
-    Returns:
-        Picture: len(noise) / 2 rows of `columns` images.
     """
     cfg = cfg.by("ddim", steps)
     first, last = noise.normal(*model.shape).chunk(2)
-    start = slerp(first, last, torch.linspace(0, 1, columns, device=first.device)).flatten(0, 1)
-    images = drawing.follow(model, drawing.guided(model, cfg.guidance), noise, cfg, start)
-    return to_uint8(images).cpu().numpy()
+    starts = slerp(first, last, torch.linspace(0, 1, columns, device=first.device))
+    images = drawing.follow(model, drawing.guided(model, cfg.guidance), noise, cfg, starts.flatten(0, 1))
+    return to_uint8(images.view_as(starts)).cpu().numpy()
 
 
 @torch.no_grad()

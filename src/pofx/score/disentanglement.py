@@ -1,20 +1,18 @@
 """Does each unit of a Gaussian code stand for one true factor of variation? MIG and DCI, on a data set that has them.
 
-All factors are taken as classes: whole numbers as they are, the others in equal bins, which suits those that are angles
-(on sprites hue, background and slope): where the circle is cut does not matter. No code of one unit can follow a circle
-without a jump: a model that spreads it over two units, as sine and cosine, has learned well and scores lower.
+All factors are taken as classes: whole numbers as they are, the others in equal bins. Some are angles (on sprites hue,
+background and slope), which no code of one unit can follow without a jump: a model that spreads one over two units, as
+sine and cosine, has learned well and scores lower.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from scipy.stats import entropy
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import mutual_info_score
 
+from pofx.base.images import Batches, Images
 from pofx.models.family import Latent
-from pofx.score.batches import Batches
 
 # Not seen on discs and rings, and the same image three to five times in a turn of the others: no code gives it back.
 HIDDEN = ("rotation",)
@@ -24,28 +22,27 @@ FORESTS = 2000  # images that the forests are grown from at most, and as many th
 LEAF = 10  # images: finer splits would lend importance to units that say nothing
 
 
-@dataclass(frozen=True)
-class Factors:
-    """The true factors of variation of images."""
-
-    values: Float[np.ndarray, "n f"]
-    names: list[str]
-
-    def classes(self) -> Int[np.ndarray, "n f"]:
-        """Those that can be seen, as classes."""
-        seen = [values for values, name in zip(self.values.T, self.names, strict=True) if name not in HIDDEN]
-        return np.stack([_classes(values) for values in seen], 1)
+def classes(factors: Float[np.ndarray, "n f"], names: list[str]) -> Int[np.ndarray, "n g"]:
+    """The true factors of images, those of `names` that can be seen, as classes."""
+    columns = []
+    for values, name in zip(factors.T, names, strict=True):
+        if name not in HIDDEN:
+            whole = np.all(values == np.round(values))
+            columns.append(values.astype(int) if whole else _bins(values, FACTOR_BINS))
+    return np.stack(columns, 1)
 
 
 def evaluate(
-    model: Latent, images: UInt8[np.ndarray, "n 3 h w"], factors: Factors, batches: Batches, seed: int
+    model: Latent, images: Images, factors: Int[np.ndarray, "n f"], batches: Batches, seed: int
 ) -> dict[str, float]:
-    """mig, dci_disentanglement, dci_completeness and dci_informativeness of the codes' means: 1 at best, about 0 of a
-    code that says nothing. Nothing of too few images."""
+    """MIG and DCI of the codes' means and the `classes` of factors: 1 at best, about 0 of a code that says nothing.
+
+    Nothing of too few images.
+    """
     if len(images) < FEWEST:
         return {}
-    codes, classes = batches.map(model.encode, images).numpy(), factors.classes()
-    return {"mig": mig(codes, classes), **dci(codes, classes, seed)}
+    codes = batches.map(model.encode, images).numpy()
+    return {"mig": mig(codes, factors), **dci(codes, factors, seed)}
 
 
 def mig(codes: Float[np.ndarray, "n units"], classes: Int[np.ndarray, "n f"]) -> float:
@@ -62,9 +59,10 @@ def mig(codes: Float[np.ndarray, "n units"], classes: Int[np.ndarray, "n f"]) ->
 def dci(codes: Float[np.ndarray, "n units"], classes: Int[np.ndarray, "n f"], seed: int) -> dict[str, float]:
     """Eastwood & Williams (2018): a random forest predicts each factor, and its importances say what each unit is for.
 
-    disentanglement: 1 - entropy of a unit's importances over factors, units weighted by their sum. completeness: 1 -
-    entropy of a factor's importances over units. informativeness: accuracy on images that the forests have not seen,
-    above chance, which for factors in bins is strict: a neighbouring bin is wrong.
+    Returns:
+        dci_disentanglement: 1 - entropy of a unit's importances over factors, units weighted by their sum.
+        dci_completeness: 1 - entropy of a factor's importances over units.
+        dci_informativeness: accuracy on images that the forests have not seen, above chance.
     """
     half = min(FORESTS, len(codes) // 2)
     importance, skill = [], []
@@ -87,10 +85,6 @@ def _peaked(table: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, " row
     """1 for a row that has all in one column, 0 for an even one; and for an empty one."""
     share = (table + 1e-12) / (table + 1e-12).sum(1, keepdims=True)
     return 1 - entropy(share, base=max(2, table.shape[1]), axis=1)
-
-
-def _classes(factor: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    return factor.astype(int) if np.all(factor == np.round(factor)) else _bins(factor, FACTOR_BINS)
 
 
 def _bins(values: Float[np.ndarray, " n"], bins: int) -> Int[np.ndarray, " n"]:

@@ -32,7 +32,7 @@ class Target:
 
     @cached_property
     def root(self) -> Float64[np.ndarray, "d d"]:
-        """The root of the covariance, which is symmetric; rounding leaves zeros at about -1e-16 of the largest."""
+        """The symmetric root of the covariance."""
         values, vectors = scipy.linalg.eigh(self.moments[1])
         return vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
 
@@ -49,8 +49,7 @@ def frechet(x: Float[np.ndarray, "n d"], y: Target) -> float:
         |mean_x - mean_y|^2 + tr Sx + tr Sy - 2 tr (Sx Sy)^(1/2)
 
     The last trace is the sum of the roots of the eigenvalues of R Sx R, R = Sy^(1/2), or, with Sx = A'A, of A Sy A',
-    which is smaller for few vectors. Both are symmetric: there are no complex numbers, and nothing is added to the
-    diagonal where a covariance is singular.
+    which is smaller for few vectors. Both are symmetric, so that covariances may be singular.
 
     Raises:
         UserError: fewer than two vectors on a side.
@@ -68,14 +67,14 @@ def frechet(x: Float[np.ndarray, "n d"], y: Target) -> float:
 
 
 def extrapolated(x: Float[np.ndarray, "n d"], y: Target, seed: int) -> tuple[float, float] | None:
-    """Frechet distance as it would be for infinitely many of `x` (Chong and Forsyth 2020, 1911.07023).
+    """Frechet distance extrapolated to infinitely many of `x` (Chong and Forsyth 2020, 1911.07023).
 
     The distance of n vectors is about a + b/n: least squares through `POINTS` sizes from half of `x` to all, evenly
-    spaced in 1/n, of random subsets; `y` stays as it is.
+    spaced in 1/n, of random subsets.
 
     Returns:
-        a, and the standard error that the fit gives it. Subsets share vectors, so its true error is larger. None where
-        half of `x` are fewer than dimensions: the curve is no line there.
+        a, and its standard error in the fit: too small, as subsets share vectors. None where half of `x` are fewer than
+        dimensions, since the curve is no line there.
     """
     if len(x) < 2 * x.shape[1]:
         return None
@@ -91,9 +90,8 @@ def kid(
 ) -> tuple[float, float]:
     """Kernel distance (Binkowski et al. 2018, 1801.01401): unbiased squared MMD with the kernel (a.b/d + 1)^3.
 
-    Mean and standard deviation over `subsets` random pairs of subsets of `size` vectors each. The estimate may fall
-    slightly below zero for equal distributions. NumPy's RandomState is frozen, so a seed means the same subsets in
-    every version; torch-fidelity draws in the same way, and equal seeds give equal numbers.
+    Mean and standard deviation over `subsets` random pairs of subsets of `size` vectors each, the subsets that
+    torch-fidelity draws from the same seed. The estimate may fall slightly below zero for equal distributions.
 
     Raises:
         UserError: a subset is larger than a set, or has fewer than two vectors.

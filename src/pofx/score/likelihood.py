@@ -1,11 +1,10 @@
 """Test loss, and bits per dimension of families with a likelihood.
 
 Bits per dimension are -log2 P(image) over the number of pixels times channels, for images of 256 grey levels: 8 for
-uniform guessing. Each estimator is an upper bound in expectation. A `Bounded` family gives its own, by way of a density
-on dequantised images or of grey levels themselves; `weighted` is a tighter one. `bound` is that of the probability
-which a chain such as DDPM's gives to the grey levels. `flow`, by way of a density again, is exact up to the steps of
-the integration. All three take images on the 256 grey levels, as they are, at most `batch` in an evaluation, and return
-the bits of every image. Noise is an image's own, a function of the seed and its index.
+uniform guessing. Each estimator is an upper bound in expectation: that of a `Bounded` family, a tighter one by
+`weighted`, the `bound` of a chain such as DDPM's, and the `flow`, exact up to the steps of its integration. The last
+three take images on the 256 grey levels, at most `batch` in an evaluation, and return the bits of every image. Noise is
+an image's own, a function of the seed and its index.
 """
 
 import math
@@ -23,12 +22,12 @@ from torch import Tensor
 
 from pofx.base import rng
 from pofx.base.errors import UserError
+from pofx.base.images import Batches
 from pofx.base.progress import Bar
 from pofx.base.rng import Noise, fold
 from pofx.models.denoiser import SIGMA_DATA, Denoiser
 from pofx.models.family import Bounded, Family, ImportanceWeighted
 from pofx.models.pixels.gaussian import BIN, dequantised
-from pofx.score.batches import Batches
 
 Images = UInt8[np.ndarray, "n 3 h w"]
 
@@ -47,14 +46,10 @@ class Likelihood:
 def evaluate(model: Family, images: Images, batches: Batches, cfg: Likelihood, seed: int) -> dict[str, float]:
     """Test loss and bits per dimension of `images`; the model is put into eval mode, for the flow with frozen weights.
 
-    The batch size decides nothing but rounding.
-
     Returns:
         test_loss: mean over the images, in the family's own unit.
-        bpd: where the family has an honest likelihood, mean bits per dimension of the first cfg.images images. And the
-            means of the parts of it that the family names.
-        bpd_stderr: standard error of that mean. It covers the choice of the images and all noise drawn for them, but
-            neither the randomness of training nor the steps of the flow.
+        bpd: of a family with a likelihood, the mean of the first cfg.images images; and of the parts that it names.
+        bpd_stderr: standard error of that mean, over images and their noise, not over trainings or steps of the flow.
         bpd_iw, bpd_iw_stderr: the same by the importance-weighted bound.
 
     Raises:
@@ -110,9 +105,10 @@ def _mean(key: str, bpd: Tensor) -> dict[str, float]:
 def weighted(
     model: ImportanceWeighted, x: Float[Tensor, "n *shape"], k: int, batch: int, seed: int
 ) -> Float64[Tensor, " n"]:
-    """-log of the mean of k weights p(x, z) / q(z|x) in bits per dimension, every image (Burda et al. 2016, arXiv
-    1509.00519): with k = 1 the bound itself, in expectation never above it and falling towards -log p(x) with k.
-    `batch` counts codes, about."""
+    """-log of the mean of k weights p(x, z) / q(z|x) in bits per dimension (Burda et al. 2016, arXiv 1509.00519).
+
+    With k = 1 it is the bound itself; in expectation it falls towards -log p(x) with k. `batch` counts codes.
+    """
     nats, size = [], max(1, batch // k)
     for start in Bar(range(0, len(x), size), desc="bits/dim, weighted", unit="batch"):
         part = x[start : start + size]
@@ -127,19 +123,17 @@ def weighted(
 def bound(
     model: Denoiser, x: Float[Tensor, "n *shape"], terms: int | None, batch: int, seed: int
 ) -> Float64[Tensor, " n"]:
-    """The variational bound of DDPM in bits per dimension (Ho et al. 2020, arXiv 2006.11239, eq. 5), every image.
+    """The variational bound of DDPM in bits per dimension (Ho et al. 2020, arXiv 2006.11239, eq. 5).
 
         L = KL(q(x_T|x0) || N(0, I)) + sum over t = 2..T of KL_t - log p(x0|x_1)
         KL_t = 1/2 (1 / sigma_{t-1}^2 - 1 / sigma_t^2) |x0 - D(x0 + sigma_t z, sigma_t)|^2
 
-    in the form of Kingma et al. (2021, arXiv 2107.00630): 1 / sigma^2 is the signal-to-noise ratio. The model is what
-    ancestral sampling draws from all its noise levels, with the variance of the posterior ("small"), D clipped to
-    [-1, 1], which brings it nearer to any x0, and grey levels by `decoder` at the end. The posterior of the last step
-    has no variance; as in the published code that of the step before it stands in (`last_variance`).
+    in the form of Kingma et al. (2021, arXiv 2107.00630). The model is what ancestral sampling draws from all its noise
+    levels, with the variance of the posterior ("small"), D clipped to [-1, 1], and grey levels by `decoder` at the end.
 
     Args:
         model: with the levels sigma_T..sigma_1, falling; the chain's abar_t is 1 / (1 + sigma_t^2).
-        terms: of the sum, drawn for every image by itself (see `stratified`); None: all. The ends are always there.
+        terms: of the sum, drawn for every image (see `stratified`); None: all. The ends are always there.
     """
     variance, last = model.levels**2, len(model.levels) - 1
     factor = 0.5 * (1 / variance[1:] - 1 / variance[:-1])
@@ -177,8 +171,8 @@ def stratified(share: Float64[np.ndarray, " t"], noise: Noise, terms: int | None
     """Weights of expectation one for every level and image, nearly all of them zero: a sum with them is unbiased.
 
     The unit interval is divided between the levels as `share` says, and into `terms` strata of equal length. In each an
-    image draws one point, and weighs the level it falls on by 1 / (terms * share). With shares near to the sizes of the
-    terms that are summed the sum hardly varies, and images stay independent of each other.
+    image draws one point, and weighs the level it falls on by 1 / (terms * share). The nearer the shares are to the
+    sizes of the terms, the less the sum varies.
     """
     if terms is None or terms >= len(share):
         return np.ones((len(share), len(noise)))
@@ -191,22 +185,19 @@ def stratified(share: Float64[np.ndarray, " t"], noise: Noise, terms: int | None
 
 
 def last_variance(levels: Float64[np.ndarray, " t"]) -> float:
-    """Variance of p(x0|x_1): beta~_2 (Ho et al. 2020, eq. 7), in place of beta~_1 = 0.
+    """Variance of p(x0|x_1): beta~_2 (Ho et al. 2020, eq. 7), in place of beta~_1 = 0, as in the published code.
 
-        beta~_2 = beta_2 (1 - abar_1) / (1 - abar_2) = sigma_1^2 (1 - sigma_1^2 / sigma_2^2) / (1 + sigma_1^2)
-
-    This is `posterior_log_variance_clipped` of the published code and of those that follow it, such as
-    openai/guided-diffusion. Levels fall: sigma_1 is the last.
+    beta~_2 = beta_2 (1 - abar_1) / (1 - abar_2) = sigma_1^2 (1 - sigma_1^2 / sigma_2^2) / (1 + sigma_1^2)
     """
-    second, first = levels[-2:] ** 2
+    second, first = levels[-2:] ** 2  # they fall: sigma_1 is the last
     return float(first * (1 - first / second) / (1 + first))
 
 
 def decoder(x: Float[Tensor, "n *shape"], mean: Float[Tensor, "n *shape"], std: float) -> Float64[Tensor, "n *shape"]:
-    """log p(x0|x_1), in nats, of every grey level under N(mean, std^2).
+    """log p(x0|x_1), in nats, of every grey level: N(mean, std^2) integrated over its bin, the outermost two open.
 
-    The Gaussian is integrated over each grey level's bin, the outermost two being open (eq. 13). Differences of log
-    distribution functions are taken in the lower tail, where they are exact however far x lies from the mean.
+    (eq. 13.) Differences of log distribution functions are taken in the lower tail, where they are exact however far x
+    lies from the mean.
     """
     grey = (127.5 * (x.double() + 1)).round()
     low = (((grey - 0.5) / 127.5 - 1 - mean) / std).where(grey > 0, -math.inf)
@@ -220,11 +211,10 @@ def decoder(x: Float[Tensor, "n *shape"], mean: Float[Tensor, "n *shape"], std: 
 
 
 def flow(model: Denoiser, x: Float[Tensor, "n *shape"], steps: int, batch: int, seed: int) -> Float64[Tensor, " n"]:
-    """Bits per dimension under the probability flow, every image (Song et al. 2021, arXiv 2011.13456, section 4.3).
+    """Bits per dimension under the probability flow (Song et al. 2021, arXiv 2011.13456, section 4.3).
 
-    Images are dequantised: moved within their grey level, uniformly. The density at the smallest noise level is the
-    model's, without a last denoising step, and begins as the samplers do, with N(0, sigma_max^2). `steps` lead from
-    the smallest to the largest noise level, at equal ratios.
+    Images are dequantised uniformly. `steps` lead from the smallest noise level, whose density is the model's, to the
+    largest, where it is N(0, sigma_max^2), at equal ratios.
     """
     with rng.per_image(Noise(seed, 0, len(x), x.device)):
         x = dequantised(x)
@@ -244,13 +234,13 @@ def log_density(
     """log p(x) in nats, p being what dx / dsigma = (x - D) / sigma makes of N(0, sigmas[-1]^2) on its way to sigmas[0].
 
     Along the flow log p changes by minus its divergence, whose trace is estimated with one probe v of random signs an
-    image: E[v'Jv] = tr J (Hutchinson; Grathwohl et al. 2019, arXiv 1810.01367). For a Gaussian of standard deviation
-    0.5 the solution is known: x stays in proportion to s = sqrt(sigma^2 + 0.25). Hence y = x / s and log sigma as time:
+    image: E[v'Jv] = tr J (Hutchinson; Grathwohl et al. 2019, arXiv 1810.01367). Of Gaussian data of standard deviation
+    0.5, x stays in proportion to s = sqrt(sigma^2 + 0.25). Hence y = x / s, with log sigma as time:
 
         dy / dlog sigma = (c x - D) / s,   c = 0.25 / s^2,   with the divergence c d - tr J,   J = dD / dx
 
-    where only what is left over is integrated, by the classical Runge-Kutta method of fourth order. With 48 evaluations
-    it is off by 0.005 bits where Heun's method on EDM's levels is off by 0.25.
+    integrated by the classical Runge-Kutta method of fourth order. With 48 evaluations it is off by 0.005 bits where
+    Heun's method on EDM's levels is off by 0.25.
     """
 
     def slope(y: Tensor, time: float) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,6 @@
 """Samples beside real images, neighbour by neighbour: fidelity and variety apart, copies, duplicates.
 
-Pure functions of features. Distances between all pairs are taken some rows at a time: 10,000 images a side need no more
-memory than `MEMORY`. A neighbour is never the vector itself, but an equal one counts.
+A neighbour is never the vector itself, but an equal one counts.
 """
 
 import numpy as np
@@ -22,11 +21,11 @@ def evaluate(real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m d"]) -> 
 
     Returns:
         precision: share of `fake` inside the balls of `real` (Kynkaanniemi et al. 2019, 1904.06991; k = 3).
-        recall: share of `real` inside the balls of `fake`. One outlier with a large ball can raise it.
+        recall: share of `real` inside the balls of `fake`.
         density: balls of `real` that hold a vector of `fake`, over k, on average; above 1 where `fake` crowds
             (Naeem et al. 2020, 2002.09797; k = 5).
         coverage: share of the balls of `real` that hold one of `fake`.
-        All rise with the number of vectors: compare rows of equal numbers, and give both sides as many.
+        All rise with the number of vectors: give both sides as many.
 
     Raises:
         UserError: no more vectors on a side than neighbours.
@@ -72,9 +71,8 @@ def copies(
 
 def duplicates(fake: Float[np.ndarray, "n d"], test: Float[np.ndarray, "m d"]) -> float:
     """Share of `fake` whose nearest other sample is nearer than the nearest other test image is for all but a hundredth
-    of `test`: 0.01 by chance, 1 for a model that draws one image. Of both sets as many, the first ones: neighbours are
-    nearer among more."""
-    n = min(len(fake), len(test))
+    of `test`: 0.01 by chance, 1 for a model that draws one image."""
+    n = min(len(fake), len(test))  # of both as many: neighbours are nearer among more
     near, usual = (_neighbours(x[:n], None, 1)[:, 0] for x in (fake, test))
     return float((near < np.quantile(usual, NEAR)).mean())
 

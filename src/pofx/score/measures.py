@@ -1,19 +1,17 @@
 """What is measured of a set of images, whoever drew them: one list for models, baselines and real images."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64, UInt8
 
+from pofx.base.images import Batches, Images
 from pofx.base.progress import Bar
-from pofx.score import colour, distances, manifold
-from pofx.score.batches import Batches
+from pofx.score import distances, manifold
 from pofx.score.distances import Target
 from pofx.score.extractor import Extractor, Fid
 
-Images = UInt8[np.ndarray, "n 3 h w"]
 Features = Float[np.ndarray, "_ d"]
 Metrics = dict[str, Any]
 MOST = 10_000  # images a side of precision, recall, density and coverage: their cost is quadratic
@@ -45,15 +43,16 @@ class Reference:
         names = (distances.named(key, what) for key in self.net.keys)
         return dict(zip(names, (distances.frechet(features, target), *kid), strict=True))
 
-    def score(self, rows: list[Metrics], drawn: list[UInt8[np.ndarray, "_ 3 h w"]]) -> None:
+    def score(self, drawn: list[tuple[Metrics, UInt8[np.ndarray, "_ 3 h w"]]]) -> None:
         """Put the distances of every set of images into its row.
 
         A Frechet distance of few images is far above its value for many; KID is unbiased, whatever their number.
         """
         if not drawn:
             return
-        ends = np.cumsum([len(images) for images in drawn])[:-1]
-        features = np.split(self.features(np.concatenate(drawn), "all settings"), ends)
+        rows, images = zip(*drawn, strict=True)
+        ends = np.cumsum([len(part) for part in images])[:-1]
+        features = np.split(self.features(np.concatenate(images), "all settings"), ends)
         for row, vectors in Bar(list(zip(rows, features, strict=True)), desc="distances", unit="setting"):
             row |= self.distances(vectors)
 
@@ -76,44 +75,63 @@ class Yardstick(Reference):
     """All that samples are measured against: training images, and test images, which no model has seen."""
 
     test: Target
-    colours: Float64[np.ndarray, "m 3"]  # means of training images
+    colours: Float64[np.ndarray, "m 3"]  # `mean_colours` of training images
 
-    def against_train(self, images: Images, features: Features) -> Metrics:
-        """Distances to training images, the Frechet distance extrapolated to infinitely many images (where there are
-        enough), precision, recall, density and coverage with equal numbers on both sides, the shift of colour and the
-        share of saturated values."""
+    def row(self, images: Images, features: list[Features], what: str = "images") -> Metrics:
+        """All metrics of a row and, as "protocol", how they were measured.
+
+        Args:
+            images: of the first draw; `features` are those of every draw of the row.
+            what: the reference consists of, for the record.
+        """
+        n, seeds = len(images), len(features)
+        metrics = self._against_train(images, features[0])
+        if features[0] is not self.test.vectors:  # the floor: test images themselves
+            metrics |= self._against_test(features[0])
+        if seeds > 1:
+            draws = [metrics, *map(self.distances, features[1:])]
+            metrics |= {f"{key}_seeds": [draw[key] for draw in draws] for key in self.net.keys[:2]}
+        protocol = self.protocol(n, what) | {"n": n, "n_reference": len(self.train), "n_test": len(self.test)}
+        protocol |= {"n_manifold": self._sides(n), "kid_test_subset_size": self.subset(n, len(self.test))}
+        return metrics | {"protocol": protocol | {"seeds": seeds}}
+
+    def _against_train(self, images: Images, features: Features) -> Metrics:
         metrics = self.distances(features)
         if (limit := distances.extrapolated(features, self.train, self.seed)) is not None:
             inf = distances.named(self.net.keys[0], "inf")
             metrics |= {inf: limit[0], f"{inf}_stderr": limit[1]}
         n = self._sides(len(features))
         metrics |= manifold.evaluate(self.train.vectors[:n], features[:n])
-        shift = colour.shift(colour.means(images), self.colours)
-        return metrics | {"colour_shift": shift, "saturated": colour.saturated(images)}
+        shift = colour_shift(mean_colours(images), self.colours)
+        return metrics | {"colour_shift": shift, "saturated": saturated(images)}
 
-    def against_test(self, features: Features) -> Metrics:
-        """Distances to test images; and what these are the yardstick of: copies of training images, duplicates."""
+    def _against_test(self, features: Features) -> Metrics:
         metrics = self.distances(features, self.test, "test")
         metrics |= manifold.copies(features, self.test.vectors, self.train.vectors)
         return metrics | {"duplicates": manifold.duplicates(features, self.test.vectors)}
 
-    def over_seeds(self, first: Metrics, further: Iterable[Features]) -> dict[str, list[float]]:
-        """Frechet distance and KID of every draw of a row, as lists under `<key>_seeds`: those in `first`, and those of
-        `further` draws, against the same subsets of the training images. Nothing where there are none."""
-        draws = [first, *map(self.distances, further)]
-        if len(draws) == 1:
-            return {}
-        return {f"{key}_seeds": [metrics[key] for metrics in draws] for key in self.net.keys[:2]}
-
-    def row_protocol(self, n: int, seeds: int, what: str = "images") -> Metrics:
-        """How all of the above were measured of `n` images, drawn `seeds` times: what stands beside every row."""
-        protocol = self.protocol(n, what)
-        protocol |= {"n": n, "n_reference": len(self.train), "n_test": len(self.test), "n_manifold": self._sides(n)}
-        return protocol | {"seeds": seeds, "kid_test_subset_size": self.subset(n, len(self.test))}
-
     def _sides(self, n: int) -> int:
         """Images a side of precision, recall, density and coverage."""
         return min(n, len(self.train), MOST)
+
+
+def mean_colours(images: Images) -> Float64[np.ndarray, "n 3"]:
+    """Mean colour of every image, in grey levels."""
+    return images.mean((2, 3), dtype=np.float64)
+
+
+def colour_shift(x: Float64[np.ndarray, "n 3"], y: Float64[np.ndarray, "m 3"]) -> list[float]:
+    """How many standard errors the mean colour of `x` lies above that of `y`, a channel: within -2..2 by chance.
+
+    The cheapest alarm there is, of a cast that the eye overlooks. It counts for more, the more images there are.
+    """
+    error = np.sqrt(x.var(0, ddof=1) / len(x) + y.var(0, ddof=1) / len(y))
+    return ((x.mean(0) - y.mean(0)) / error).tolist()
+
+
+def saturated(images: UInt8[np.ndarray, "_ 3 h w"]) -> float:
+    """Share of values at an end of the range, where chains that run away end up."""
+    return float(((images == 0) | (images == 255)).mean())
 
 
 def by_metric(rows: dict[str, Metrics]) -> dict[str, Metrics]:

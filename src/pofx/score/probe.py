@@ -14,8 +14,8 @@ from annotated_types import Ge
 from jaxtyping import Float, Int64, UInt8
 
 from pofx.base.errors import UserError
+from pofx.base.images import Batches
 from pofx.models.family import Featured
-from pofx.score.batches import Batches
 
 HELD_OUT = 10  # one image of so many chooses the strength of the penalty
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # scikit-learn's C: the larger, the weaker the penalty on the weights
@@ -40,13 +40,18 @@ class Task:
     def protocol(self, layer: str, width: int) -> dict[str, Any]:
         """What was probed, of how many images, and the accuracy of naming the commonest class."""
         n, (_, test) = len(self.labels[0]), self.labels
-        protocol = {"probe_layer": layer, "probe_features": width, "probe_train": n - n // HELD_OUT}
-        protocol |= {"probe_validation": n // HELD_OUT, "probe_test": len(test)}
-        return protocol | {"probe_chance": float(np.bincount(test).max() / len(test))}
+        return {
+            "probe_layer": layer,
+            "probe_features": width,
+            "probe_train": n - n // HELD_OUT,
+            "probe_validation": n // HELD_OUT,
+            "probe_test": len(test),
+            "probe_chance": float(np.bincount(test).max() / len(test)),
+        }
 
 
 def take(cfg: Probe, train: Images, test: Images, labels: Mapping[str, np.ndarray]) -> Task:
-    """The first of `train` and `test`, which are in random order, and of their labels, "train" and "test".
+    """The first of `train` and `test`, which are in random order, and of their `labels`.
 
     Raises:
         UserError: the training images are too few, or have but one class.
@@ -66,8 +71,7 @@ def pixels(task: Task) -> tuple[dict[str, float], dict[str, Any]]:
 def evaluate(
     model: Featured, random: Featured, task: Task, batches: Batches
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """linear_probe of the model's features, linear_probe_random of those of `random`, the model before training; and
-    how they were measured."""
+    """The accuracy of the model's features and of those of `random`, the model before training; and the protocol."""
     scores: dict[str, float] = {}
     for net, key in ((model, "linear_probe"), (random, "linear_probe_random")):
         features = [batches.map(net.features, images).numpy() for images in task.images]

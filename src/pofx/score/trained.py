@@ -1,23 +1,17 @@
-"""What is measured of a trained model itself, however its images are drawn: likelihood, code, factors, features."""
+"""What is measured of a trained model itself, however its images are drawn: likelihood and code."""
 
-from collections.abc import Mapping
-
-import numpy as np
 import torch
-from jaxtyping import UInt8
 
 from pofx.base import dist
-from pofx.base.images import to_uint8
-from pofx.models.family import Coded, Family, Latent
-from pofx.score import codes, disentanglement, distances, likelihood, reconstruction
+from pofx.base.images import Images, Sheet, to_uint8
+from pofx.models.family import Coded, Family
+from pofx.score import codes, distances, likelihood
 from pofx.score.measures import Metrics, Reference
-
-Images = UInt8[np.ndarray, "n 3 h w"]
 
 
 def evaluate(
     model: Family, test: Images, reference: Reference, bits: likelihood.Likelihood
-) -> tuple[Metrics, Metrics, dict[str, codes.Sheet]]:
+) -> tuple[Metrics, Metrics, dict[str, Sheet]]:
     """Likelihood, what `monitor` says and, of a model with a code, how near its reconstructions are to `test`.
 
     Returns:
@@ -26,7 +20,7 @@ def evaluate(
     """
     batches, coded = reference.batches, isinstance(model, Coded)
     if coded:
-        exact = reconstruction.reconstruct(model, test, batches)
+        exact = codes.reconstruct(model, test, batches)
         again = to_uint8(torch.from_numpy(exact)).numpy()
         features = reference.features(again, "reconstructions")
     if not dist.first():
@@ -37,21 +31,9 @@ def evaluate(
     protocol: Metrics = {"test_images": len(test), "bpd_images": min(bits.images, len(test))}
     if not coded:
         return metrics, protocol, {}
-    metrics |= reconstruction.evaluate(test, exact)
+    metrics |= codes.evaluate(test, exact)
     metrics[f"recon_{reference.net.keys[0]}"] = distances.frechet(features, reference.train)
     pictures = codes.pictures(model, test, again, batches)
     if "traversals" in pictures:
         protocol["traversal"] = codes.VALUES
     return metrics, protocol, pictures
-
-
-def separation(
-    model: Family, test: Images, labels: Mapping[str, np.ndarray], reference: Reference
-) -> tuple[Metrics, Metrics]:
-    """Whether units of a Gaussian code stand for the true factors of a data set that has them; and how many images
-    were asked. Nothing otherwise."""
-    if not isinstance(model, Latent) or "factors_test" not in labels:
-        return {}, {}
-    factors = disentanglement.Factors(labels["factors_test"], labels["factor_names"].tolist())
-    metrics = disentanglement.evaluate(model, test, factors, reference.batches, reference.seed)
-    return metrics, {"factor_images": len(test)} if metrics else {}
