@@ -44,7 +44,7 @@ def main() -> None:
 
     gaussians = baselines.Gaussians(train)
     noises = [fold(seed, "baselines"), *(fold(seed, "baselines", k) for k in range(1, seeds))]
-    for name in gaussians.names:
+    for name in gaussians.spreads:
         draws = [gaussians.draw(name, asked, noise) for noise in noises]
         rows[name] = yardstick.row(draws[0], [yardstick.features(images, name) for images in draws])
     for name, (bits, error) in gaussians.bits(test).items():

@@ -40,7 +40,7 @@ def test_closed_forms_are_scipys(images):
 
 
 def draws(gaussians: baselines.Gaussians, n: int, seed: int) -> dict[str, np.ndarray]:
-    return {name: gaussians.draw(name, n, seed) for name in gaussians.names}
+    return {name: gaussians.draw(name, n, seed) for name in gaussians.spreads}
 
 
 def test_chunks_make_no_difference(images, monkeypatch):

@@ -24,51 +24,46 @@ class Gaussians:
     "pca_gaussian", the 64 directions of largest variance alone, which has images but no density.
 
     Attributes:
-        names: of those that there are enough training images for.
+        spreads: name -> what turns standard normal numbers into deviations from the mean: a matrix, or a factor each.
         refused: name -> why training images are too few for it.
     """
 
     def __init__(self, train: UInt8[np.ndarray, "n *shape"]):
         self.shape, (self.mean, covariance) = train.shape[1:], moments(train)
         d, few = len(self.mean), f"{len(train):,} training images are not more than its"
-        self.refused = {
-            name: f"{few} {size:,} {of}"
-            for name, size, of in (("gaussian", d, "dimensions"), ("pca_gaussian", COMPONENTS, "components"))
-            if len(train) <= size
-        }
-        self.names = [name for name in ("gaussian", "pixel_gaussian", "pca_gaussian") if name not in self.refused]
-        if "pca_gaussian" not in self.refused:
+        noisy = covariance + NOISE * np.eye(d)
+        self.spreads, self.refused = {}, {}
+        if len(train) > d:
+            self.spreads["gaussian"] = scipy.linalg.cholesky(noisy, lower=True).T
+        else:
+            self.refused["gaussian"] = f"{few} {d:,} dimensions"
+        self.spreads["pixel_gaussian"] = np.sqrt(noisy.diagonal())
+        if len(train) > COMPONENTS:
             start = np.random.default_rng(0).normal(size=d)  # of the iteration: the same vectors every time
             values, vectors = scipy.sparse.linalg.eigsh(covariance, min(COMPONENTS, d - 1), v0=start)
-            self.components = vectors * np.sqrt(np.maximum(values, 0))
-        covariance[np.diag_indices_from(covariance)] += NOISE
-        self.std = np.sqrt(covariance.diagonal())
-        if "gaussian" not in self.refused:
-            self.factor = scipy.linalg.cholesky(covariance, lower=True)
+            self.spreads["pca_gaussian"] = (vectors * np.sqrt(np.maximum(values, 0))).T
+        else:
+            self.refused["pca_gaussian"] = f"{few} {COMPONENTS} components"
 
     def bits(self, test: UInt8[np.ndarray, "m *shape"]) -> dict[str, tuple[float, float]]:
         """Mean bits per dimension of all test images and the standard error of that mean, for each with a density."""
-        d, bits = len(self.mean), {}
-        if "gaussian" not in self.refused:
-            inverse = scipy.linalg.solve_triangular(self.factor, np.eye(d), lower=True)  # S^-1 = inverse' inverse
+        d, std, bits = len(self.mean), self.spreads["pixel_gaussian"], {}
+        if "gaussian" in self.spreads:
+            factor = self.spreads["gaussian"].T
+            inverse = scipy.linalg.solve_triangular(factor, np.eye(d), lower=True)  # S^-1 = inverse' inverse
             far = [np.square((x - self.mean) @ inverse.T).sum(1) for x in _chunks(test)]
-            bits["gaussian"] = _bits(far, np.square(inverse).sum(), np.log(self.factor.diagonal()).sum(), d)
-        far = [np.square((x - self.mean) / self.std).sum(1) for x in _chunks(test)]
-        return bits | {"pixel_gaussian": _bits(far, np.sum(self.std**-2.0), np.log(self.std).sum(), d)}
+            bits["gaussian"] = _bits(far, np.square(inverse).sum(), np.log(factor.diagonal()).sum(), d)
+        far = [np.square((x - self.mean) / std).sum(1) for x in _chunks(test)]
+        return bits | {"pixel_gaussian": _bits(far, np.sum(std**-2.0), np.log(std).sum(), d)}
 
     def draw(self, name: str, n: int, seed: int) -> UInt8[np.ndarray, "n *shape"]:
         """n images of the Gaussian `name`."""
-        rng, d = np.random.default_rng(seed), len(self.mean)
-        images = np.empty((n, d), np.uint8)
+        rng, spread = np.random.default_rng(seed), self.spreads[name]
+        images = np.empty((n, len(self.mean)), np.uint8)
         for start in range(0, n, CHUNK):
             part = images[start : start + CHUNK]
-            match name:
-                case "gaussian":
-                    x = rng.normal(size=(len(part), d)) @ self.factor.T
-                case "pixel_gaussian":
-                    x = rng.normal(size=(len(part), d)) * self.std
-                case "pca_gaussian":
-                    x = rng.normal(size=(len(part), self.components.shape[1])) @ self.components.T
+            z = rng.normal(size=(len(part), len(spread)))
+            x = z * spread if spread.ndim == 1 else z @ spread
             part[:] = (self.mean + x).round().clip(0, 255)
         return images.reshape(n, *self.shape)
 

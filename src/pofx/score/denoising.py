@@ -113,13 +113,12 @@ def interpolation(model: Denoiser, cfg: Sample, noise: Noise, columns: int, step
 
 @torch.no_grad()
 def errors(model: Denoiser, images: UInt8[Tensor, "b 3 h w"], noise: Noise, n: int) -> list[dict[str, float]]:
-    """Denoising error of images that the model has not seen, at about `n` levels; one batch a level, the same noise.
+    """Denoising error at about `n` levels of images that the model has not seen, under the same noise.
 
     Returns:
         A row a level: sigma; mse: |D - x0|^2, mean over images and dimensions; eps_mse: the same over sigma^2, the
-        error of the estimated noise; linear_mse, linear_eps_mse: those of the best denoiser for N(mean, s^2), with mean
-        and s those of all pixels of `images`: (1 / s^2 + 1 / sigma^2)^-1. A network that returned nothing, behind the
-        skip connection of Karras et al. (2022, arXiv 2206.00364), would score about that.
+        error of the estimated noise; linear_mse, linear_eps_mse: those of the best linear denoiser, for N(mean, s^2)
+        with mean and s those of all pixels of `images`: (1 / s^2 + 1 / sigma^2)^-1.
     """
     x, z = to_model(images), noise.normal(*images.shape[1:])
     precision, rows = 1 / x.double().var(correction=0).item(), []

@@ -62,7 +62,7 @@ def dci(codes: Float[np.ndarray, "n units"], classes: Int[np.ndarray, "n f"], se
     Returns:
         dci_disentanglement: 1 - entropy of a unit's importances over factors, units weighted by their sum.
         dci_completeness: 1 - entropy of a factor's importances over units.
-        dci_informativeness: accuracy on images that the forests have not seen, above chance.
+        dci_informativeness: accuracy on other images, above chance.
     """
     half = min(FORESTS, len(codes) // 2)
     importance, skill = [], []

@@ -8,6 +8,7 @@ an image's own, a function of the seed and its index.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -83,14 +84,13 @@ def evaluate(model: Family, images: Images, batches: Batches, cfg: Likelihood, s
 
 def _forward(model: Family, images: Images, batches: Batches, seed: int) -> dict[str, Float64[Tensor, " n"]]:
     """What `forward` returns of every image: "loss", and "bpd" with its parts."""
-    terms: dict[str, list[Tensor]] = {}
-    start = 0
+    terms, start = defaultdict(list), 0
     for part in Bar(batches.of(images), total=-(-len(images) // batches.size), desc="test loss", unit="batch"):
         with rng.per_image(Noise(seed, start, start + len(part), batches.device)):
             returned = model(part)
         for key in returned:
             if key == "loss" or key.startswith("bpd"):
-                terms.setdefault(key, []).append(returned[key].double().cpu())
+                terms[key].append(returned[key].double().cpu())
         start += len(part)
     return {key: torch.cat(parts) for key, parts in terms.items()}
 
