@@ -19,7 +19,7 @@ HIDDEN = ("rotation",)
 UNIT_BINS, FACTOR_BINS = 20, 10  # of equal width between the extremes
 FEWEST = 200  # images; the bins of fewer hold too little
 FORESTS = 2000  # images that the forests are grown from at most, and as many that they are tested on
-LEAF = 10  # images: finer splits would lend importance to units that say nothing
+LEAF = 10  # images: finer splits would lend importance to units without information
 
 
 def classes(factors: Float[np.ndarray, "n f"], names: list[str]) -> Int[np.ndarray, "n g"]:
@@ -35,9 +35,9 @@ def classes(factors: Float[np.ndarray, "n f"], names: list[str]) -> Int[np.ndarr
 def evaluate(
     model: Latent, images: Images, factors: Int[np.ndarray, "n f"], batches: Batches, seed: int
 ) -> dict[str, float]:
-    """MIG and DCI of the codes' means and the `classes` of factors: 1 at best, about 0 of a code that says nothing.
+    """MIG and DCI of the codes' means and the `classes` of factors: 1 at best, about 0 of a code without information.
 
-    Nothing of too few images.
+    Empty for too few images.
     """
     if len(images) < FEWEST:
         return {}
@@ -47,7 +47,7 @@ def evaluate(
 
 def mig(codes: Float[np.ndarray, "n units"], classes: Int[np.ndarray, "n f"]) -> float:
     """Mutual information gap (Chen et al. 2018, arXiv 1802.04942, eq. 6): of each factor the gap between the two units
-    that say most of it, over its entropy; mean over factors. The second of a code of one unit says nothing."""
+    with most information on it, over its entropy; mean over factors. A second unit that is missing has none."""
     units = np.stack([_bins(unit, UNIT_BINS) for unit in codes.T], 1)
     gaps = []
     for factor in classes.T:

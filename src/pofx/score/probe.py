@@ -91,7 +91,7 @@ def accuracy(features: list[Features], labels: tuple[Labels, Labels], key: str) 
     n = len(features[0])
     fitted = n - n // HELD_OUT
     mean, width = features[0][:fitted].mean(0), features[0][:fitted].std(0)
-    width[width <= 1e-6 * np.abs(mean)] = np.inf  # constant up to rounding: they say nothing
+    width[width <= 1e-6 * np.abs(mean)] = np.inf  # constant up to rounding: without information
     train, test = ((part - mean) / width for part in features)
     probe, best = LogisticRegression(max_iter=STEPS, tol=1e-3, warm_start=True), (-1.0, 0.0)
     with warnings.catch_warnings():

@@ -12,7 +12,7 @@ from pofx.score.measures import Metrics, Reference
 def evaluate(
     model: Family, test: Images, reference: Reference, bits: likelihood.Likelihood
 ) -> tuple[Metrics, Metrics, dict[str, Sheet]]:
-    """Likelihood, what `monitor` says and, of a model with a code, how near its reconstructions are to `test`.
+    """Likelihood, the metrics of `monitor` and, of a model with a code, how near its reconstructions are to `test`.
 
     Returns:
         Metric -> value; how they were measured; pictures. Several processes share the features, the rest is the first
