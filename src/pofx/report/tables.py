@@ -39,7 +39,7 @@ def board(models: tuple[str, ...], metrics: Metrics) -> list[Cells]:
     values = pd.concat([values.loc[fixed], values.drop(index=fixed).sort_values(fd)])
     out = []
     for name, row in values.iterrows():
-        got, draws = _blank_where_missing(row), len(drawn.get(name, ()))
+        got, draws = _blank_where_missing(row.to_dict()), len(drawn.get(name, ()))
         cells = {
             "model": _model(name),
             fd: (mean(got[fd], got[f"{fd}_spread"], draws), math.inf if math.isnan(got[fd]) else got[fd]),
@@ -168,7 +168,7 @@ def chains(energies: dict[str, dict[str, Any]]) -> list[Cells]:
             got, real = _blank_where_missing(row), row["chain"] is None
             cells = {
                 "row": _word(f"test images ({f})" if real else row["row"]),
-                "Langevin steps": _number(math.nan if real else row["chain"], "{:,}".format),
+                "Langevin steps": _number(math.nan if real else row["chain"], "{:,.0f}".format),
             }
             energy = (got["energy"] - tree["test_energy"]) / (tree["test_std"] or 1)
             cells |= _distances(tree, got) | {
@@ -231,11 +231,11 @@ def _measured(metrics: Metrics, row: str) -> defaultdict[str, Any]:
     return _blank_where_missing({key: values[row] for key, values in metrics.items() if row in values})
 
 
-def _number(value: float, form: Callable[[float], str] = text) -> Cell:
-    return NOTHING if math.isnan(value) else (form(value), value)
+def _number(value: float | int, form: Callable[[float], str] = text) -> Cell:
+    return NOTHING if math.isnan(value) else (form(float(value)), float(value))
 
 
-def _spread(value: float, error: float) -> Cell:
+def _spread(value: float | int, error: float | int) -> Cell:
     return _number(value, lambda value: between(value, error))
 
 
