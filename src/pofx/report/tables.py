@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from pofx.report.metrics import FLOOR, LINES, Metrics, distance_keys, lines, rows, seeds, table
-from pofx.report.text import BLANK, between, clock, count, mean, share, text
+from pofx.report.text import BLANK, between, clock, count, text
 from pofx.score.distances import named
 
 Cell = tuple[str, Any]
@@ -29,6 +29,8 @@ COLUMNS = (  # of the leaderboard, after distances and bits/dim: heading, metric
 )
 LEADING = ("test loss", "training", "s per 1,000 samples", "NFE")  # of these, on top of the page
 NAMES = {"floor": FLOOR} | LINES
+NOTHING: Cell = (BLANK, math.inf)
+share = "{:.1%}".format
 
 
 def board(models: tuple[str, ...], metrics: Metrics) -> list[Cells]:
@@ -39,13 +41,12 @@ def board(models: tuple[str, ...], metrics: Metrics) -> list[Cells]:
     values = pd.concat([values.loc[fixed], values.drop(index=fixed).sort_values(fd)])
     out = []
     for name, row in values.iterrows():
-        got, draws = _blank_where_missing(row.to_dict()), len(drawn.get(name, ()))
-        cells = {
-            "model": _model(name),
-            fd: (mean(got[fd], got[f"{fd}_spread"], draws), math.inf if math.isnan(got[fd]) else got[fd]),
-            kid: _spread(got[kid], got[spread]),
-            "bits/dim": _spread(got["bpd"], got["bpd_stderr"]),
-        }
+        got = _blank_where_missing(row.to_dict())
+        cells = {"model": _model(name), fd: _number(got[fd]), kid: _spread(got[kid], got[spread])}
+        if name in drawn:
+            shown = f"{between(got[fd], got[f'{fd}_spread'], 1)} ({len(drawn[name])} seeds)"
+            cells[fd] = shown, got[fd]
+        cells["bits/dim"] = _spread(got["bpd"], got["bpd_stderr"])
         cells |= {heading: _number(got[key], form) for heading, key, form in COLUMNS if key in values}
         out.append(cells | {"trained on": _word("" if pd.isna(got["device"]) else got["device"])})
     return out
@@ -97,12 +98,11 @@ def probes(models: Sequence[str], metrics: Metrics) -> list[Cells]:
     for f in ("pixels", *models):
         if f in metrics.get("linear_probe", {}):
             got, protocol = _measured(metrics, f), _blank_where_missing(metrics["protocol"].get(f, {}))
-            cells = {"features of": _word(f)}
-            for column, key in {"test accuracy": "linear_probe", "untrained": "linear_probe_random"}.items():
-                error = got[f"{key}_stderr"]
-                spread = "" if math.isnan(error) else f" ± {share(error)}"
-                shown, value = _number(got[key], share)
-                cells[column] = shown + spread, value
+            accuracy, value = _number(got["linear_probe"], share)
+            if not math.isnan(got["linear_probe_stderr"]):
+                accuracy += f" ± {share(got['linear_probe_stderr'])}"
+            cells = {"features of": _word(f), "test accuracy": (accuracy, value)}
+            cells["untrained"] = _number(got["linear_probe_random"], share)
             for column, key in {"features": "probe_features", "training images": "probe_train"}.items():
                 cells[column] = _number(protocol[key], "{:,.0f}".format)
             out.append(cells | {"taken from": _word(protocol.get("probe_layer", BLANK))})
@@ -216,9 +216,6 @@ def shown(cells: list[Cells]) -> pd.DataFrame:
 
 def markdown(cells: list[Cells]) -> str:
     return shown(cells).to_markdown(index=False, disable_numparse=True)
-
-
-NOTHING: Cell = (BLANK, math.inf)
 
 
 def _blank_where_missing(values: Mapping[str, Any]) -> defaultdict[str, Any]:
