@@ -26,9 +26,9 @@ from tools import runs
 
 KEPT, SHOWN = 64, 10  # images of a row in samples.npz, and in samples.png
 FIGURES = ("cost", "nfe", "chain")  # of plots/comparison, those that the run has
-PICTURES = {  # what families show besides samples: file -> what it is, and how many lines of it are kept
-    "fid/{}/reconstructions": ("test images, and below each its reconstruction", 2),
-    "energy/{}/inpainting": ("a part hidden, three draws, the original", 2),
+PICTURES = {  # what families show besides samples: file -> what it is
+    "fid/{}/reconstructions": "test images, and below each its reconstruction",
+    "energy/{}/inpainting": "a part hidden, three draws, the original",
 }
 USAGE = "usage: python -m tools.results [save NAME]"
 
@@ -80,11 +80,8 @@ def run_card(got: metrics.Metrics, root: Path) -> dict[str, Any]:
     sampling = 0.0
     for row, seconds in got["sample_seconds_per_1000"].items():
         sampling += seconds * rows[row]["n"] * rows[row].get("seeds", 1) / 1000
-    return {
-        "date": origin["date"],
+    return {key: origin[key] for key in ("date", "system", "torch")} | {
         "device": sorted(set(got["device"].values())),  # names the threads
-        "system": origin["system"],
-        "torch": origin["torch"],
         "git": origin["revision"] + (", with changes" if origin["changed"] else ""),
         "seconds": round(sum(got["train_seconds"].values()) + sampling, 1),
     }
@@ -96,14 +93,10 @@ def columns(path: Path) -> dict[str, list[float | None]]:
 
 
 def first_lines(models: tuple[str, ...], folder: Path, height: int) -> dict[str, Image.Image]:
-    """The first lines of those PICTURES that are there, of images `height` pixels high."""
-    out = {}
-    for path, (words, lines) in PICTURES.items():
-        for f in models:
-            if (file := folder / f"{path.format(f)}.png").is_file():
-                picture = Image.open(file)
-                out[f"{f}: {words}"] = picture.crop((0, 0, picture.width, lines * 2 * (height + 2) + 4))
-    return out
+    """The first two pairs of lines of those PICTURES that are there, of images `height` pixels high."""
+    files = {f"{f}: {words}": folder / f"{path.format(f)}.png" for path, words in PICTURES.items() for f in models}
+    pictures = {name: Image.open(file) for name, file in files.items() if file.is_file()}
+    return {name: picture.crop((0, 0, picture.width, 4 * (height + 2) + 4)) for name, picture in pictures.items()}
 
 
 def main(*words: str) -> None:

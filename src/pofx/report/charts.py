@@ -33,13 +33,11 @@ COSTS = {  # metric -> axis
 
 @dataclass(frozen=True)
 class Line:
-    """Points of one name and colour.
+    """Points of one name and colour; mode, symbol and shape as Plotly calls them.
 
     Attributes:
         error: of y, up and down; empty: none.
         text: what hovering adds to each point.
-        mode, symbol: as Plotly calls them.
-        shape: "linear", or "hv" for steps.
     """
 
     name: str
@@ -79,9 +77,9 @@ class Chart:
     """Panels that share their controls: a panel for every choice of the reader.
 
     Attributes:
-        choices: label of a list of options -> value -> what the reader sees; the first of each is shown first.
+        choices: label of a list of options -> value -> its text; the first of each is shown first.
         panels: title -> values chosen, joined by "/" -> panel.
-        still: title -> panel, of the picture that is seen without JavaScript.
+        still: title -> panel, of the picture shown without JavaScript.
         log: whether the reader may switch the y axis between linear and logarithmic.
         height: of a panel on the page, in pixels.
     """
@@ -133,7 +131,7 @@ def curves(frames: dict[str, pd.DataFrame], seconds: dict[str, float], tints: di
 
     Args:
         frames: of every family, columns images, loss and maybe val_loss.
-        seconds: of its whole training; a row of the curve gets the share that its images are.
+        seconds: of its whole training, shared evenly by the images.
     """
     options, panels = {"images": IMAGES, "seconds": SECONDS}, {}
     for f, frame in frames.items():
@@ -150,7 +148,7 @@ def curves(frames: dict[str, pd.DataFrame], seconds: dict[str, float], tints: di
 
 
 def terms(frame: pd.DataFrame, tint: str) -> dict[str, Panel]:
-    """Loss, the family's other terms and the gradient's norm against the training images seen, a panel each.
+    """A panel each for the loss, the family's other terms and the gradient's norm.
 
     Args:
         frame: columns images, loss, terms..., grad_norm, lr.

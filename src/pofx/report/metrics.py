@@ -87,12 +87,12 @@ def rows(models: tuple[str, ...], metrics: Metrics) -> dict[str, str]:
 
 
 def lines(metrics: Metrics) -> list[str]:
-    """Those of LINES that the run has something of, if only why they are blank."""
+    """Those of LINES that the run measured, or refused with a reason."""
     return [name for name in LINES if any(name in metrics.get(key, {}) for key in ("protocol", "bpd", "refused"))]
 
 
 def seeds(metrics: Metrics, key: str) -> dict[str, list[float]]:
-    """Of every row that was drawn with several sampling seeds, the distance `key` of each, the first seed first."""
+    """Of every row with several sampling seeds, the distance `key` of each."""
     return {row: values for row, values in metrics.get(f"{key}_seeds", {}).items() if len(values) > 1}
 
 
@@ -110,8 +110,7 @@ def table(models: tuple[str, ...], metrics: Metrics, further: Iterable[str] = ()
     plain = {key: row for key, row in metrics.items() if not any(isinstance(v, dict) for v in row.values())}
     owners, fd = rows(models, metrics), distance_keys(metrics)[0]
     for key in plain.keys() & set(TRAINING):
-        repeated = {row: plain[key].get(row, plain[key].get(f)) for row, f in owners.items()}
-        plain[key] = {row: value for row, value in repeated.items() if value is not None}
+        plain[key] = {row: plain[key][f] for row, f in owners.items() if f in plain[key]}
     drawn = {row: pd.Series(values) for row, values in seeds(metrics, fd).items()}
     plain[fd] = plain[fd] | {row: values.mean() for row, values in drawn.items()}
     plain[f"{fd}_spread"] = {row: values.std() for row, values in drawn.items()}

@@ -144,7 +144,7 @@ def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
 
 
 def template(name: str, *folders: Path) -> jinja2.Template:
-    """A template of this folder, or of one of `folders`; a name that nothing was given for is an error."""
+    """A template of this folder, or of one of `folders`; an undefined name is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([HERE, *folders]),
         autoescape=name.endswith(".html.j2"),
