@@ -141,10 +141,11 @@ def test_principal_components_equal_the_svd():
     rng = np.random.default_rng(0)
     for n in (9, 60):  # fewer and more images than their 27 numbers
         x = rng.integers(0, 256, (n, 3, 3, 3), np.uint8)
-        values, leading = explore.principal_components(x, 4)
+        shares, components = explore.principal_components(x)
+        leading = components[:4]
         flat = (x.reshape(n, -1) / 255) - (x.reshape(n, -1) / 255).mean(axis=0)
         _, s, v = np.linalg.svd(flat, full_matrices=False)
-        assert np.allclose(values[: n - 1][:20], (s**2 / n)[: n - 1][:20], rtol=1e-3, atol=1e-6)
+        assert np.allclose(shares[: n - 1][:20], (s**2 / (s**2).sum())[: n - 1][:20], rtol=1e-3, atol=1e-6)
         assert np.allclose(np.abs((leading.reshape(4, -1) * v[:4]).sum(axis=1)), 1, atol=1e-3)
 
 

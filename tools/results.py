@@ -1,24 +1,20 @@
 """Runs worth keeping, and the pages that list them.
 
-    python -m tools.results save NAME     keeps what this run came to under results/NAME/
-    python -m tools.results               writes docs/results.md and docs/results.html anew from all of results/: no
-                                          number in them is typed
+    python -m tools.results save NAME     keeps this run under results/NAME/
+    python -m tools.results               writes docs/results.md and docs/results.html anew from all of results/
 
 A kept run is run.json (card, metrics, curves), params.yaml, samples.npz (the first images of every row, uint8) and a
 few pictures. Models and features stay with DVC: params.yaml and the revision on the card bring them back.
 """
 
-import io
 import re
 import shutil
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import UInt8
 from PIL import Image
 
 from pofx.base import files, provenance
@@ -30,9 +26,9 @@ from tools import runs
 
 KEPT, SHOWN = 64, 10  # images of a row in samples.npz, and in samples.png
 FIGURES = ("cost", "nfe", "chain")  # of plots/comparison, those that the run has
-PICTURES = {  # what families show besides samples: file -> what it is, and how many lines of it are kept
-    "fid/{}/reconstructions": ("test images, and below each its reconstruction", 2),
-    "energy/{}/inpainting": ("a part hidden, three draws, the original", 2),
+PICTURES = {  # what families show besides samples: file -> what it is
+    "fid/{}/reconstructions": "test images, and below each its reconstruction",
+    "energy/{}/inpainting": "a part hidden, three draws, the original",
 }
 USAGE = "usage: python -m tools.results [save NAME]"
 
@@ -64,16 +60,15 @@ def save(name: str, root: Path) -> Path:
     made = parameters.partition("\n")[0].removeprefix("# composed by: ")
     card = run_card(got, root) | {"made": made, "dropped": {}}
     files.write_json(fresh / "run.json", {"card": card, "metrics": tree, "curves": curves})
-    write_samples(fresh / "samples.npz", samples)
-    lines = {"data": test} | samples
-    sheets = {"samples": {row: grid(images[:SHOWN], SHOWN) for row, images in lines.items()}}
-    sheets["pictures"] = first_lines(models, root / "plots", test.shape[2])
-    for sheet, pictures in sheets.items():
-        if pictures:
-            plots.save(plots.sheet(pictures), fresh / f"{sheet}.png")
+    np.savez_compressed(fresh / "samples.npz", **samples)
+    first = {row: grid(images[:SHOWN], SHOWN) for row, images in ({"data": test} | samples).items()}
+    plots.save(plots.sheet(first), fresh / "samples.png")
+    if pictures := first_lines(models, root / "plots", test.shape[2]):
+        plots.save(plots.sheet(pictures), fresh / "pictures.png")
     for figure in FIGURES:
-        if (source := root / f"plots/comparison/{figure}.png").is_file():
-            keep_figure(source, fresh / source.name)
+        if (source := root / f"plots/comparison/{figure}.png").is_file():  # 128 colours: half the bytes, looks alike
+            few = Image.open(source).quantize(128, method=Image.Quantize.FASTOCTREE)
+            few.save(fresh / source.name, optimize=True)
     shutil.rmtree(target, ignore_errors=True)
     fresh.rename(target)
     return target
@@ -82,13 +77,11 @@ def save(name: str, root: Path) -> Path:
 def run_card(got: metrics.Metrics, root: Path) -> dict[str, Any]:
     """When, where and from which code the numbers come. Seconds: all training and drawing."""
     rows, origin = got["protocol"], provenance.here(root)
-    drawn = {row: rows[row]["n"] * rows[row].get("seeds", 1) for row in got["sample_seconds_per_1000"]}
-    sampling = sum(s * drawn[row] / 1000 for row, s in got["sample_seconds_per_1000"].items())
-    return {
-        "date": origin["date"],
+    sampling = 0.0
+    for row, seconds in got["sample_seconds_per_1000"].items():
+        sampling += seconds * rows[row]["n"] * rows[row].get("seeds", 1) / 1000
+    return {key: origin[key] for key in ("date", "system", "torch")} | {
         "device": sorted(set(got["device"].values())),  # names the threads
-        "system": origin["system"],
-        "torch": origin["torch"],
         "git": origin["revision"] + (", with changes" if origin["changed"] else ""),
         "seconds": round(sum(got["train_seconds"].values()) + sampling, 1),
     }
@@ -99,28 +92,11 @@ def columns(path: Path) -> dict[str, list[float | None]]:
     return pd.read_csv(path).astype(object).replace({np.nan: None}).to_dict("list")
 
 
-def write_samples(path: Path, rows: dict[str, UInt8[np.ndarray, "n 3 h w"]]) -> None:
-    """An .npz keyed by row, for np.load. bzip2 makes it a fifth smaller than np.savez_compressed."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as file:
-        for row, images in rows.items():
-            np.save(array := io.BytesIO(), np.ascontiguousarray(images), allow_pickle=False)
-            file.writestr(zipfile.ZipInfo(f"{row}.npy"), array.getvalue(), zipfile.ZIP_BZIP2)
-
-
-def keep_figure(source: Path, target: Path) -> None:
-    """A chart in 128 colours: half the bytes, and no difference to be seen."""
-    Image.open(source).quantize(128, method=Image.Quantize.FASTOCTREE).save(target, "PNG", optimize=True)
-
-
 def first_lines(models: tuple[str, ...], folder: Path, height: int) -> dict[str, Image.Image]:
-    """The first lines of those PICTURES that are there; `height` of one image in pixels."""
-    out = {}
-    for path, (words, lines) in PICTURES.items():
-        for f in models:
-            if (file := folder / f"{path.format(f)}.png").is_file():
-                picture = Image.open(file)
-                out[f"{f}: {words}"] = picture.crop((0, 0, picture.width, lines * 2 * (height + 2) + 4))
-    return out
+    """The first two pairs of lines of those PICTURES that are there, of images `height` pixels high."""
+    files = {f"{f}: {words}": folder / f"{path.format(f)}.png" for path, words in PICTURES.items() for f in models}
+    pictures = {name: Image.open(file) for name, file in files.items() if file.is_file()}
+    return {name: picture.crop((0, 0, picture.width, 4 * (height + 2) + 4)) for name, picture in pictures.items()}
 
 
 def main(*words: str) -> None:

@@ -1,12 +1,12 @@
 """Kept runs (results/<name>/), and the two documents that list them.
 
-Called by `python -m tools.results`. docs/results.html embeds no library, unlike the report: it is small, and in git.
+docs/results.html embeds no library, unlike the report: it is small, and in git.
 """
 
 import math
 import re
 from functools import cached_property
-from itertools import cycle
+from itertools import cycle, groupby
 from pathlib import Path
 
 from markupsafe import Markup
@@ -58,16 +58,6 @@ class Run:
         named = re.search(SCALES, self.card["made"])
         return named[1] if named else "unknown"
 
-    @property
-    def revision(self) -> str:
-        """Twelve digits of the commit, and whether there were changes."""
-        commit, comma, changes = self.card["git"].partition(",")
-        return commit[:12] + comma + changes or "unknown"
-
-    @property
-    def n(self) -> int:
-        return self.metrics["protocol"][self.models[0]]["n"]
-
     def markdown(self) -> str:
         columns = ("model", *metrics.distance_keys(self.metrics)[:2], *COLUMNS)
         return tables.markdown([{column: row[column] for column in columns} for row in self.board])
@@ -97,6 +87,8 @@ def rows(run: Run) -> list[tables.Cells]:
         if name == "floor" or name in owners:
             protocol = run.metrics["protocol"][name]
             words = {"run": run.name, "data": run.files["data"]["name"], "scale": run.scale, "row": shown}
+            if name == "floor":
+                words["run"] = "any"
             cells = {key: (word, word) for key, word in words.items()} | {"N": (f"{protocol['n']:,}", protocol["n"])}
             cells["reference"] = (f"{protocol['reference']} ({fd})",) * 2
             cells |= {"Frechet distance": row[fd], "KID": row[kid], "bits/dim": row["bits/dim"]}
@@ -116,12 +108,15 @@ def html(kept: list[Run]) -> str:
     """docs/results.html for these runs."""
     listed = [row for run in kept for row in rows(run)]
     listed.sort(key=lambda row: [row[key][1] for key in (*COMPARABLE, "Frechet distance")])
-    listed = _floors_once(listed)
+    once: dict[tuple[str, ...], tables.Cells] = {}  # runs share floors, but for the last digits
+    for row in listed:
+        once.setdefault(tuple(row[key][0] for key in ("run", "row", *COMPARABLE, "Frechet distance")), row)
+    listed = list(once.values())
     # A family has the colour that it has in the report: by place in `models`, of the run with the most of them.
     compared = sorted((run.models for run in kept), key=len, reverse=True)
     tints = {f: charts.colour(i) for i, f in enumerate(dict.fromkeys(f for names in compared for f in names))}
     content = {"rows": listed, "texts": TEXTS, "runs": kept, "chart": Markup(chart(listed, tints)) if listed else ""}
-    return page.template("results.html.j2", Path(__file__).parent).render(content | page.parts())
+    return page.template("results.html.j2", Path(__file__).parent).render(content | page.STATIC)
 
 
 def chart(listed: list[tables.Cells], tints: dict[str, str]) -> str:
@@ -130,9 +125,9 @@ def chart(listed: list[tables.Cells], tints: dict[str, str]) -> str:
     runs = dict.fromkeys(row["run"][1] for row in listed if row["row"][1] != FLOOR)
     signs = dict(zip(runs, cycle(plots.MARKERS), strict=False))
     panels = {}
-    for group in dict.fromkeys(tuple(row[key] for key in COMPARABLE) for row in listed):
+    for (data, n, reference), group in groupby(listed, lambda row: [row[key][0] for key in COMPARABLE]):
         lines, floor = [], math.inf
-        for row in (row for row in listed if tuple(row[key] for key in COMPARABLE) == group):
+        for row in group:
             name, distance, seconds = (row[key][1] for key in ("row", "Frechet distance", "training"))
             family, _, further = name.partition("-")
             if name == FLOOR:
@@ -140,28 +135,11 @@ def chart(listed: list[tables.Cells], tints: dict[str, str]) -> str:
             elif math.isfinite(seconds):
                 symbol = signs[row["run"][1]] + ("-open" if further else "")
                 lines.append(charts.Line(name, tints[family], [seconds], [distance], mode="markers", symbol=symbol))
-        (data, _), (n, _), (reference, _) = group
-        axes = {"log_x": True, "scale": "from zero"}
-        panel = charts.Panel(charts.SECONDS, "Frechet distance", lines, ("floor", floor), **axes)
-        panels[f"{data}, N = {n}\n{reference}"] = panel
+        axes = {"log_x": True, "scale": "from zero", "level": ("floor", floor)}
+        panels[f"{data}, N = {n}\n{reference}"] = charts.Panel(charts.SECONDS, "Frechet distance", lines, **axes)
     figure = plots.draw(panels, named=False)
     handles = {f: Line2D([], [], color=tint, marker="o", linestyle="") for f, tint in tints.items()}
     plain = {"color": charts.INK, "linestyle": ""}
     handles |= {run: Line2D([], [], marker=plots.MARKERS[sign], **plain) for run, sign in signs.items()}
     plots.legend(figure, handles)
     return plots.svg(figure)
-
-
-def _floors_once(listed: list[tables.Cells]) -> list[tables.Cells]:
-    """The same without the floors that several runs share but once, as that of any run."""
-    seen, out = set(), []
-    for row in listed:
-        key = tuple(
-            row[key][0] for key in (*COMPARABLE, "Frechet distance")
-        )  # as shown: machines differ in last digits
-        if row["row"][1] != FLOOR:
-            out.append(row)
-        elif key not in seen:
-            out.append(row | {"run": ("any", "any")})
-            seen.add(key)
-    return out

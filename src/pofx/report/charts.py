@@ -1,9 +1,7 @@
-"""What the charts of the report show: described once, for the page (pofx.report.interactive) and PNGs (.plots).
+"""What the charts of the report show: described once, for the page (pofx.report.interactive) and PNGs (.plots)."""
 
-A chart is one or more panels side by side. What the reader may choose (which cost, which distance) is a list of
-options, and there is a panel for every choice.
-"""
-
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -19,30 +17,27 @@ INK = "#808890"  # reads on white and on black alike, as do these:
 COLOURS = ("#4c8dd6", "#e0843a", "#3aa676", "#b36bd1", "#d65a6f", "#8c8f2e", "#2ea6b8", "#a0714f")
 SYMBOLS = ("circle", "diamond-open", "square-open", "triangle-up-open", "x")  # first row of a family, and its others
 SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
-SEEN, SECONDS, STEPS = "training images seen", "seconds of training", "Langevin steps (with a noise schedule: a level)"
+IMAGES, SECONDS = "training images seen", "seconds of training"
 COSTS = {  # metric -> axis
     "train_seconds": SECONDS,
     "sample_seconds_per_1000": "seconds per 1,000 samples",
     "nfe": "network evaluations a sample (NFE)",
     "parameters": "parameters",
-    "images_seen": SEEN,
+    "images_seen": IMAGES,
     "forward_gflop": "GFLOP a call of the network",
     "sample_gflop": "GFLOP a sample",
     "train_peak_mib": "peak memory of training, MiB",
     "sample_peak_mib": "peak memory of sampling, MiB",
 }
-NOT_TERMS = ("images", "loss", "grad_norm", "lr")
 
 
 @dataclass(frozen=True)
 class Line:
-    """Points of one name and colour.
+    """Points of one name and colour; mode, symbol and shape as Plotly calls them.
 
     Attributes:
         error: of y, up and down; empty: none.
         text: what hovering adds to each point.
-        mode, symbol: as Plotly calls them.
-        shape: "linear", or "hv" for steps.
     """
 
     name: str
@@ -79,12 +74,12 @@ class Panel:
 
 @dataclass(frozen=True)
 class Chart:
-    """Panels that share their controls.
+    """Panels that share their controls: a panel for every choice of the reader.
 
     Attributes:
-        choices: label of a list of options -> value -> what the reader sees; the first of each is shown first.
+        choices: label of a list of options -> value -> its text; the first of each is shown first.
         panels: title -> values chosen, joined by "/" -> panel.
-        still: title -> panel, of the picture that is seen without JavaScript.
+        still: title -> panel, of the picture shown without JavaScript.
         log: whether the reader may switch the y axis between linear and logarithmic.
         height: of a panel on the page, in pixels.
     """
@@ -116,16 +111,14 @@ def cost(values: pd.DataFrame, keys: Sequence[str], owners: dict[str, str], tint
     drawn, panels = values.drop(index="floor"), {}
     costs = {key: label for key, label in COSTS.items() if key in drawn and drawn[key].notna().any()}
     for x, (key, spread, title) in product(costs, distances(keys)):
-        points = drawn.dropna(subset=[x, key]).astype({x: float})
-        points = points[points[x] > 0].reindex(columns=dict.fromkeys([*drawn, spread]))
-        front = _front(points[x], points[key])
-        lines = [Line("Pareto front", INK, *front, mode="lines", dashed=True, shape="hv")]
-        for row in points.index:
-            place = [r for r in points.index if owners[r] == owners[row]].index(row)
-            error = points.loc[[row], spread].dropna().tolist()
-            symbol = SYMBOLS[min(place, len(SYMBOLS) - 1)]
-            at = [points.at[row, x]], [points.at[row, key]]
-            lines.append(Line(row, tints[owners[row]], *at, error, mode="markers", symbol=symbol))
+        points = drawn[drawn[x] > 0].dropna(subset=key).astype({x: float})
+        lines, places = [_front(points[x], points[key])], Counter()
+        for row, point in points.iterrows():
+            family = owners[row]
+            symbol = SYMBOLS[min(places[family], len(SYMBOLS) - 1)]
+            places[family] += 1
+            error = [point[spread]] if pd.notna(point.get(spread)) else []
+            lines.append(Line(row, tints[family], [point[x]], [point[key]], error, mode="markers", symbol=symbol))
         level = ("floor", values.at["floor", key])
         panels[f"{x}/{key}"] = Panel(costs[x], title, lines, level, log_x=True, scale="from zero")
     picked = [f"{x}/{keys[0]}" for x in ("train_seconds", "sample_seconds_per_1000")]
@@ -138,35 +131,34 @@ def curves(frames: dict[str, pd.DataFrame], seconds: dict[str, float], tints: di
 
     Args:
         frames: of every family, columns images, loss and maybe val_loss.
-        seconds: of its whole training; a row of the curve gets the share that its images are.
+        seconds: of its whole training, shared evenly by the images.
     """
-    options, panels = {"images": SEEN, "seconds": SECONDS}, {}
+    options, panels = {"images": IMAGES, "seconds": SECONDS}, {}
     for f, frame in frames.items():
-        share = frame["images"] / frame["images"].iloc[-1]
-        x = {"images": frame["images"].tolist(), "seconds": (share * seconds[f]).tolist()}
-        named = {"loss": "loss", "val_loss": "loss of validation images"}
-        panels[f] = {
-            view: Panel(label, "loss", [
-                Line(name, tints[f], x[view], frame[key].astype(float).tolist(), mode="lines", dashed=key == "val_loss")
-                for key, name in named.items() if key in frame
-            ])
-            for view, label in options.items()
-        }  # fmt: skip
+        images, loss = frame["images"], frame["loss"].astype(float).tolist()
+        axis = {"images": images.tolist(), "seconds": (images / images.iloc[-1] * seconds[f]).tolist()}
+        panels[f] = {}
+        for view, x in axis.items():
+            lines = [Line("loss", tints[f], x, loss, mode="lines")]
+            if "val_loss" in frame:
+                held_out = frame["val_loss"].astype(float).tolist()
+                lines.append(Line("loss of validation images", tints[f], x, held_out, mode="lines", dashed=True))
+            panels[f][view] = Panel(options[view], "loss", lines)
     return Chart({"Against": options}, panels, log=True, height=300)
 
 
 def terms(frame: pd.DataFrame, tint: str) -> dict[str, Panel]:
-    """Loss, the family's other terms and the gradient's norm against the training images seen, a panel each.
+    """A panel each for the loss, the family's other terms and the gradient's norm.
 
     Args:
         frame: columns images, loss, terms..., grad_norm, lr.
     """
-    names = ["loss", *(c for c in frame if c not in NOT_TERMS), *(c for c in ("grad_norm",) if c in frame)]
-    panels = {}
-    for name in names:
-        x, y = frame["images"].tolist(), frame[name].astype(float)
+    last = ["grad_norm"] if "grad_norm" in frame else []
+    panels, x = {}, frame["images"].tolist()
+    for name in ["loss", *frame.columns.difference(["images", "loss", "grad_norm", "lr"], sort=False), *last]:
+        y = frame[name].astype(float)
         lines = [Line(name, tint if name == "loss" else INK, x, y.tolist(), mode="lines")]
-        panels[name.replace("_", " ")] = Panel(SEEN, "", lines, scale="auto", limits=_limits(y.to_numpy()))
+        panels[name.replace("_", " ")] = Panel(IMAGES, "", lines, scale="auto", limits=_limits(y.to_numpy()))
     return panels
 
 
@@ -205,14 +197,11 @@ def _samplers(rows: list[dict[str, Any]], key: str, spread: str, tints: dict[str
 
 
 def levels(sweeps: dict[str, dict[str, Any]], tints: dict[str, str]) -> Chart:
-    """Denoising error against the noise level, a line a family, beside the best linear denoiser (of the family with the
-    widest range)."""
+    """Denoising error against the noise level, a line a family, and the best linear denoiser over the widest range."""
     frames = {f: pd.DataFrame(sweep["levels"]) for f, sweep in sweeps.items()}
     widest = max(frames.values(), key=lambda frame: frame["sigma"].max() / frame["sigma"].min())
-    options = {
-        "mse": "error of the image, |D - x|², a dimension",
-        "eps_mse": f"error of the noise: the same over {SIGMA}²",
-    }
+    options = {"mse": "error of the image, |D - x|², a dimension"}
+    options["eps_mse"] = f"error of the noise: the same over {SIGMA}²"
     panels = {}
     for key, title in options.items():
         lines = [Line(f, tints[f], frame["sigma"].tolist(), frame[key].tolist()) for f, frame in frames.items()]
@@ -224,17 +213,16 @@ def levels(sweeps: dict[str, dict[str, Any]], tints: dict[str, str]) -> Chart:
 
 
 def chain(energies: dict[str, dict[str, Any]], tints: dict[str, str]) -> Chart:
-    """What becomes of MCMC chains, against their Langevin steps, a line a row; dashed: as many test images, of the
-    first model.
+    """What becomes of MCMC chains, against their Langevin steps, a line a row; dashed: test images, of the first model.
 
     Args:
         energies: metrics/energy/*.json of every energy-based model.
     """
     first = next(iter(energies.values()))
-    options = {key: (spread, title) for key, spread, title in reversed(distances(first["keys"]))}
-    options |= {"saturated": ("", "share of values at 0 or 255"), "energy": ("", "mean energy; test images: 0 ± 1")}
+    options = list(reversed(distances(first["keys"])))
+    options += [("saturated", "", "share of values at 0 or 255"), ("energy", "", "mean energy; test images: 0 ± 1")]
     panels = {}
-    for key, (spread, title) in options.items():
+    for key, spread, title in options:
         lines, level = [], None
         for tree in energies.values():
             shift, unit = (tree["test_energy"], tree["test_std"] or 1) if key == "energy" else (0, 1)
@@ -244,8 +232,9 @@ def chain(energies: dict[str, dict[str, Any]], tints: dict[str, str]) -> Chart:
             for name in dict.fromkeys(row["row"] for row in points):
                 line = [row for row in points if row["row"] == name]
                 lines.append(_line(name, tints[name], line, ("chain", key, spread)))
-        panels[key] = Panel(STEPS, title, lines, level, scale="symlog" if key == "energy" else "linear")
-    named = {key: title for key, (_, title) in options.items()}
+        steps = "Langevin steps (with a noise schedule: a level)"
+        panels[key] = Panel(steps, title, lines, level, scale="symlog" if key == "energy" else "linear")
+    named = {key: title for key, _, title in options}
     return Chart({"Shown": named}, {"": panels}, {title: panels[key] for key, title in named.items()})
 
 
@@ -259,14 +248,9 @@ def codebook(counts: dict[str, list[int]], perplexity: dict[str, float], tints: 
     panels = {}
     for f, times in counts.items():
         lines = [Line(f, tints[f], range(1, len(times) + 1), times, mode="lines", shape="hv")]
-        panel = Panel(
-            "codes, the most frequent first",
-            "times in test images",
-            lines,
-            ("even share", fmean(times)),
-            scale="from zero",
-        )
-        panels[f"{f}: perplexity {short(perplexity[f])} of {len(times)} codes"] = panel
+        title = f"{f}: perplexity {short(perplexity[f])} of {len(times)} codes"
+        titles, level = ("codes, the most frequent first", "times in test images"), ("even share", fmean(times))
+        panels[title] = Panel(*titles, lines, level, scale="from zero")
     return panels
 
 
@@ -291,12 +275,13 @@ def _hover(row: dict[str, Any]) -> str:
     return f"{row['sampler']}, {levels} levels<br>{short(row['seconds_per_1000'])} s per 1,000 samples"
 
 
-def _front(cost: pd.Series, distance: pd.Series) -> tuple[list[float], list[float]]:
-    """Cost and distance of the rows that no other row beats in both, by rising cost."""
+def _front(cost: pd.Series, distance: pd.Series) -> Line:
+    """Through the rows that no other row beats in both."""
     points = pd.DataFrame({"cost": cost, "distance": distance}).sort_values(["cost", "distance"])
-    best = points["distance"].cummin().shift()
-    front = points[best.isna() | (points["distance"] < best)]
-    return front["cost"].tolist(), front["distance"].tolist()
+    best = points["distance"].cummin().shift(fill_value=math.inf)
+    front = points[points["distance"] < best]
+    x, y = front["cost"].tolist(), front["distance"].tolist()
+    return Line("Pareto front", INK, x, y, mode="lines", dashed=True, shape="hv")
 
 
 def _limits(values: np.ndarray) -> tuple[float, float] | None:

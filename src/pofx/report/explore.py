@@ -1,7 +1,6 @@
-"""What the images look like: class balance, samples, histograms, channel statistics, means, principal components.
+"""What the images look like. `FIGURES` names every figure, a function of the two splits.
 
-Every figure is a function of the two splits and is drawn without pyplot, so that it works without a display, keeps no
-global state and shows itself in a notebook. `FIGURES` lists them all with the names of their files.
+Drawn without pyplot: no display, no global state, and a figure shows itself in a notebook.
 """
 
 from collections.abc import Callable
@@ -9,12 +8,11 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
-from scipy.linalg import eigvalsh
-from scipy.sparse.linalg import svds
+from sklearn.decomposition import PCA
 
 from pofx.base.files import atomic
 from pofx.data.binary import CHANNELS, histogram, moments
@@ -29,14 +27,12 @@ STYLE = {
     "font.size": 9.5, "font.family": "DejaVu Sans", "text.color": INK,
     "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 9,
     "axes.labelcolor": INK, "axes.edgecolor": SOFT, "axes.linewidth": 0.8, "axes.axisbelow": True,
-    "axes.spines.top": False, "axes.spines.right": False,
+    "axes.spines.top": False, "axes.spines.right": False, "xtick.major.size": 0, "ytick.major.size": 0,
     "axes.grid": True, "grid.color": "#e6e8eb", "grid.linewidth": 0.8,
     "xtick.color": SOFT, "ytick.color": SOFT, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     "figure.constrained_layout.w_pad": 0.09, "figure.constrained_layout.h_pad": 0.06,
     "legend.frameon": False, "lines.linewidth": 1.6,
 }  # fmt: skip
-
-
 styled = mpl.rc_context(STYLE)  # a decorator: every figure looks like this, and nothing else does
 
 
@@ -60,7 +56,6 @@ def class_balance(images: Splits, labels: Splits, classes: list[str]) -> Figure:
         ax.set(title=f"{split}: {len(y):,} images", xlabel="images", xlim=(0, 1.05 * counts.max()))
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.grid(visible=False, axis="y")
-        ax.tick_params(axis="y", length=0)
     axes[0].invert_yaxis()
     return figure
 
@@ -73,7 +68,7 @@ def image_grid(images: Splits, labels: Splits, classes: list[str]) -> Figure:
     for c in range(len(classes)):
         rows = np.flatnonzero(labels["train"] == c)[:deep]
         sheet[: len(rows), c] = x[rows]
-    return _panel(list(sheet), [""] * deep, "first training images of each class", classes)
+    return _panel(sheet, [""] * deep, "first training images of each class", classes)
 
 
 def mean_images(images: Splits, labels: Splits, classes: list[str]) -> Figure:
@@ -84,8 +79,8 @@ def mean_images(images: Splits, labels: Splits, classes: list[str]) -> Figure:
     squares = np.stack([np.square(group, dtype=np.uint16).mean(axis=0) for group in groups.values()])  # 255² fits
     stds = np.sqrt(np.maximum(squares - means**2, 0))
     names = ["mean", f"deviation\n(white: {stds.max() / 255:.2f})"]
-    rows = [means / 255, stds / stds.max()]
-    return _panel(rows, names, "mean and standard deviation of each pixel", list(groups))
+    rows = means / 255, stds / stds.max()
+    return _panel(np.stack(rows), names, "mean and standard deviation of each pixel", list(groups))
 
 
 @styled
@@ -124,7 +119,6 @@ def channel_statistics(images: Splits, labels: Splits, classes: list[str]) -> Fi
         ax.invert_yaxis()
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.grid(visible=False, axis="y")
-        ax.tick_params(axis="y", length=0)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize=8.5)
     pixels = np.moveaxis(_spread(images["train"], 2000), 1, 0).reshape(len(CHANNELS), -1)
     matrix = np.corrcoef(pixels.astype(np.float32))
@@ -139,14 +133,13 @@ def channel_statistics(images: Splits, labels: Splits, classes: list[str]) -> Fi
 @styled
 def pca_spectrum(images: Splits, labels: Splits, classes: list[str]) -> Figure:
     """Variance of the principal components of the training images, and the leading components as pictures."""
-    values, leading = principal_components(_spread(images["train"], 10_000), 12)
-    share = values / values.sum()
-    total, rank = np.cumsum(share), np.arange(1, len(values) + 1)
+    share, components = principal_components(_spread(images["train"], 10_000))
+    leading, total, rank = components[:12], np.cumsum(share), np.arange(1, len(share) + 1)
     figure = Figure(figsize=(7.6, 4.2), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(3, 1))
     left, right = upper.subplots(1, 2)
-    seen = share > 1e-8  # below: rounding of float32
-    left.loglog(rank[seen], share[seen], color=SPLIT_COLOURS["train"])
+    exact = share > 1e-8  # below: rounding of float32
+    left.loglog(rank[exact], share[exact], color=SPLIT_COLOURS["train"])
     left.set(title="variance of each component", xlabel="component", ylabel="share of the variance")
     right.semilogx(rank, total, color=SPLIT_COLOURS["train"])
     right.set(title="cumulative variance", xlabel="components kept", ylim=(0, 1.03))
@@ -167,40 +160,32 @@ def pca_spectrum(images: Splits, labels: Splits, classes: list[str]) -> Figure:
 
 
 def principal_components(
-    x: UInt8[np.ndarray, "n c h w"], k: int
-) -> tuple[Float64[np.ndarray, " r"], Float64[np.ndarray, "k c h w"]]:
-    """All variances in falling order, and the `k` leading unit components (fewer if there are no more).
-
-    The sign of a component is arbitrary: here its largest entry is positive.
-    """
+    x: UInt8[np.ndarray, "n c h w"],
+) -> tuple[Float32[np.ndarray, " r"], Float32[np.ndarray, "r c h w"]]:
+    """Shares of the variance in falling order, and the unit components. The largest entry of a component is positive:
+    its sign is arbitrary."""
     flat = x.reshape(len(x), -1).astype(np.float32) / 255
-    flat -= flat.mean(axis=0)
-    wide = len(flat) < flat.shape[1]  # fewer images than numbers in one: the smaller Gram matrix has the same spectrum
-    gram = flat @ flat.T if wide else flat.T @ flat
-    values = np.maximum(eigvalsh(gram / len(flat))[::-1], 0).astype(np.float64)
-    # All vectors would cost four times the values alone; ARPACK finds the few.
-    some = min(k, len(gram) - 1)
-    start = np.random.default_rng(0).normal(size=len(gram)).astype(np.float32)
-    vectors = svds(flat, some, v0=start)[2][::-1].astype(np.float64)
-    peaks = vectors[np.arange(some), np.abs(vectors).argmax(axis=1)]
-    return values, (vectors * np.sign(peaks)[:, None]).reshape(some, *x.shape[1:])
+    pca = PCA(svd_solver="covariance_eigh" if len(flat) > flat.shape[1] else "full").fit(flat)
+    return pca.explained_variance_ratio_, pca.components_.reshape(-1, *x.shape[1:])
 
 
 @styled
-def _panel(rows: list[np.ndarray], names: list[str], title: str, heads: list[str]) -> Figure:
-    """Rows of pictures (h, w, 3) under column heads, two screen pixels a pixel."""
-    pad, (high, wide) = 2, rows[0].shape[1:3]
-    white = 255 if rows[0].dtype == np.uint8 else 1.0
-    around = ((0, pad), (0, pad), (0, 0))
-    padded = [[np.pad(picture, around, constant_values=white) for picture in row] for row in rows]
-    sheet = np.concatenate([np.concatenate(row, axis=1) for row in padded])[:-pad, :-pad]
+def _panel(
+    pictures: Shaped[np.ndarray, "rows columns h w 3"], names: list[str], title: str, heads: list[str]
+) -> Figure:
+    """Named rows of pictures under column heads, two screen pixels a pixel."""
+    pad, (lines, columns, high, wide, _) = 2, pictures.shape
+    white = 255 if pictures.dtype == np.uint8 else 1.0
+    around = ((0, 0), (0, 0), (0, pad), (0, pad), (0, 0))
+    padded = np.pad(pictures, around, constant_values=white).swapaxes(1, 2)
+    sheet = padded.reshape(lines * (high + pad), columns * (wide + pad), 3)[:-pad, :-pad]
     left, top, dpi = 112 if any(names) else 10, 58, STYLE["figure.dpi"]
     height, width = 2 * sheet.shape[0] + top + 10, 2 * sheet.shape[1] + left + 10
     figure = Figure(figsize=(width / dpi, height / dpi))
     ax = figure.add_axes((left / width, 10 / height, 2 * sheet.shape[1] / width, 2 * sheet.shape[0] / height))
     ax.imshow(sheet, interpolation="nearest", aspect="auto")
-    ax.set_yticks(np.arange(len(rows)) * (high + pad) + high / 2, names)
-    ax.set_xticks(np.arange(len(heads)) * (wide + pad) + wide / 2, heads, fontsize=8)
+    ax.set_yticks(np.arange(lines) * (high + pad) + high / 2, names)
+    ax.set_xticks(np.arange(columns) * (wide + pad) + wide / 2, heads, fontsize=8)
     ax.xaxis.tick_top()
     ax.set_title(title)
     _bare(ax)
@@ -208,7 +193,6 @@ def _panel(rows: list[np.ndarray], names: list[str], title: str, heads: list[str
 
 
 def _bare(ax: Axes) -> None:
-    ax.tick_params(length=0)
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
 

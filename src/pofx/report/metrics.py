@@ -1,7 +1,6 @@
 """What a run measured, as one tree: metric -> row -> value.
 
-A row is a way to draw from a trained family (pofx.sample.rows): `edm`, and `edm-ddim` if that was asked for.
-What drawing decides is kept by row, what training decides by family.
+Training is measured by family, drawing by row (pofx.sample.rows): `edm`, and maybe `edm-ddim`.
 """
 
 from collections.abc import Iterable
@@ -29,14 +28,10 @@ FLOOR = "test images (floor)"
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """Every metrics file below `folder`, by its path: {"train": {"vae": {...}}, "reference": {...}}."""
-    tree: dict[str, Any] = {}
-    for path in sorted(folder.rglob("*.json")):
-        *folders, name = path.relative_to(folder).with_suffix("").parts
-        node = tree
-        for part in folders:
-            node = node.setdefault(part, {})
-        node[name] = read_json(path)
+    """Every metrics file in `folder`, by its path: {"train": {"vae": {...}}, "reference": {...}}."""
+    tree: dict[str, Any] = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
+    for path in sorted(folder.glob("*/*.json")):
+        tree.setdefault(path.parent.name, {})[path.stem] = read_json(path)
     tree.pop("summary", None)  # made from the others
     return tree
 
@@ -92,21 +87,20 @@ def rows(models: tuple[str, ...], metrics: Metrics) -> dict[str, str]:
 
 
 def lines(metrics: Metrics) -> list[str]:
-    """Those of LINES that the run has something of, if only why they are blank."""
+    """Those of LINES that the run measured, or refused with a reason."""
     return [name for name in LINES if any(name in metrics.get(key, {}) for key in ("protocol", "bpd", "refused"))]
 
 
 def seeds(metrics: Metrics, key: str) -> dict[str, list[float]]:
-    """Of every row that was drawn with several sampling seeds, the distance `key` of each, the first seed first."""
+    """Of every row with several sampling seeds, the distance `key` of each."""
     return {row: values for row, values in metrics.get(f"{key}_seeds", {}).items() if len(values) > 1}
 
 
 def table(models: tuple[str, ...], metrics: Metrics, further: Iterable[str] = ()) -> pd.DataFrame:
-    """One line for the floor, each of `further` and each row, one column for each metric; NaN where there is none
-    (honest blanks). What the training of a family cost stands in each of its rows.
+    """One line for the floor, each of `further` and each row, one column for each metric; NaN where there is none. What
+    the training of a family cost stands in each of its rows.
 
-    Where rows were drawn with several sampling seeds, their Frechet distance is the mean over these, and the column
-    `<distance>_spread` holds the standard deviation.
+    Of rows with several sampling seeds the Frechet distance is the mean; `<distance>_spread`: their standard deviation.
 
     Raises:
         UserError: there is no family to compare.
@@ -116,8 +110,7 @@ def table(models: tuple[str, ...], metrics: Metrics, further: Iterable[str] = ()
     plain = {key: row for key, row in metrics.items() if not any(isinstance(v, dict) for v in row.values())}
     owners, fd = rows(models, metrics), distance_keys(metrics)[0]
     for key in plain.keys() & set(TRAINING):
-        repeated = {row: plain[key].get(row, plain[key].get(f)) for row, f in owners.items()}
-        plain[key] = {row: value for row, value in repeated.items() if value is not None}
+        plain[key] = {row: plain[key][f] for row, f in owners.items() if f in plain[key]}
     drawn = {row: pd.Series(values) for row, values in seeds(metrics, fd).items()}
     plain[fd] = plain[fd] | {row: values.mean() for row, values in drawn.items()}
     plain[f"{fd}_spread"] = {row: values.std() for row, values in drawn.items()}
@@ -127,7 +120,8 @@ def table(models: tuple[str, ...], metrics: Metrics, further: Iterable[str] = ()
 def summary(models: tuple[str, ...], metrics: Metrics) -> Metrics:
     """The few numbers that `dvc metrics` and `dvc exp show` have columns for: of each family's first row, with the
     first sampling seed. The rest is in the report."""
-    names = [row for row, f in rows(models, metrics).items() if row == f]
-    keys = (distance_keys(metrics)[0], *SUMMARY)
-    picked = {key: {n: metrics[key][n] for n in names if n in metrics.get(key, {})} for key in keys}
-    return {key: row for key, row in picked.items() if row}
+    out = {}
+    for key in (distance_keys(metrics)[0], *SUMMARY):
+        if picked := {f: metrics[key][f] for f in models if f in metrics.get(key, {})}:
+            out[key] = picked
+    return out

@@ -3,7 +3,7 @@
 import base64
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from pofx.report.text import short, text
 from pofx.score.distances import named
 
 HERE = Path(__file__).parent
-TRAINED = {  # what the page says of a training -> what stages/train.py calls it
-    "date of training": "date", "revision": "revision", "system": "system", "torch": "torch", "seed": "seed",
-    "training code, SHA-256": "code", "training data, SHA-256": "data",
-}  # fmt: skip
+STATIC = {  # what every page holds: how it looks, and what its tables, charts and pictures do
+    "style": Markup((HERE / "page.css").read_text()),
+    "script": Markup((HERE / "page.js").read_text()),
+}
 Trees = dict[str, dict[str, Any]]  # family -> a metrics file of it
 
 
@@ -50,13 +50,17 @@ class Material:
         return rows(self.models, self.metrics)
 
     @cached_property
-    def board(self) -> pd.DataFrame:
-        return tables.leaderboard(self.models, self.metrics)
+    def keys(self) -> tuple[str, str, str]:
+        return distance_keys(self.metrics)
+
+    @cached_property
+    def values(self) -> pd.DataFrame:
+        return table(self.models, self.metrics)
 
     @cached_property
     def order(self) -> list[str]:
         """The rows, by their Frechet distance."""
-        return [row for row in self.board.index if row in self.owners]
+        return self.values.drop(index="floor").sort_values(self.keys[0]).index.to_list()
 
     @cached_property
     def curves(self) -> dict[str, pd.DataFrame]:
@@ -72,13 +76,10 @@ class Material:
 
     @cached_property
     def charts(self) -> dict[str, charts.Chart]:
-        values, keys = table(self.models, self.metrics), distance_keys(self.metrics)
-        out = {
-            "cost": charts.cost(values, keys, self.owners, self.tints),
-            "curves": charts.curves(self.curves, self.metrics["train_seconds"], self.tints),
-        }
+        out = {"cost": charts.cost(self.values, self.keys, self.owners, self.tints)}
+        out["curves"] = charts.curves(self.curves, self.metrics["train_seconds"], self.tints)
         if self.sweeps:
-            out["nfe"] = charts.nfe(self.sweeps, self.metrics[keys[1]]["floor"])
+            out["nfe"] = charts.nfe(self.sweeps, self.metrics[self.keys[1]]["floor"])
             out["levels"] = charts.levels(self.sweeps, self.tints)
         if self.energies:
             out["chain"] = charts.chain(self.energies, self.tints)
@@ -105,25 +106,25 @@ class Material:
     def draws(self, row: str) -> dict[int, str]:
         """Sampling seed -> grid of a row; those of the seeds after the first are <row>.seed<k>.png."""
         pictures = self.pictures(f"samples/{self.owners[row]}")
-        further = {name.removeprefix(f"{row}.seed"): uri for name, uri in pictures.items() if f"{row}.seed" in name}
-        return {0: pictures[row]} | {seed: further[str(seed)] for seed in sorted(map(int, further))}
+        further = {int(name.partition(".seed")[2]): uri for name, uri in pictures.items() if f"{row}.seed" in name}
+        return {0: pictures[row]} | dict(sorted(further.items()))
 
     def distances(self, row: str) -> dict[int, str]:
         """The Frechet distance of a row with each of its sampling seeds."""
-        key = distance_keys(self.metrics)[0]
-        return dict(enumerate(map(text, seeds(self.metrics, key).get(row, [self.metrics[key][row]]))))
+        distances = seeds(self.metrics, self.keys[0]).get(row, [self.metrics[self.keys[0]][row]])
+        return dict(enumerate(map(text, distances)))
 
 
 def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
     """Draw the figures into `comparison`, write index.html and report.md into `out`; returns the leaderboard."""
-    figures, protocol = draw(got, comparison), got.metrics["protocol"]
-    samples, pictures = {row: got.draws(row) for row in got.order}, {f: got.pictures(f"fid/{f}") for f in got.curves}
+    figures, samples = draw(got, comparison), {row: got.draws(row) for row in got.order}
+    pictures = {f: got.pictures(f"fid/{f}") for f in got.curves}
+    board = tables.leaderboard(got.models, got.metrics)
     refused = {LINES[name]: reason for name, reason in got.metrics.get("refused", {}).items()}
-    words = {"got": got, "metrics": got.metrics, "protocol": protocol, "data": got.data}
-    words |= {"keys": distance_keys(got.metrics), "refused": refused, "models": list(got.curves)}
+    words = {"got": got, "keys": got.keys, "metrics": got.metrics, "protocol": got.metrics["protocol"]}
+    words |= {"data": got.data, "refused": refused, "models": list(got.curves)}
     shown = {
-        "further": [row for row in got.order if got.owners[row] != row],
-        "lines": {name: words for name, words in LINES.items() if name in protocol},
+        "lines": {name: words for name, words in LINES.items() if name in got.metrics["protocol"]},
         "samples": samples,
         "sampling_seeds": sorted({seed for draws in samples.values() for seed in draws}),
         "pictures": pictures,
@@ -131,21 +132,19 @@ def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
         "progress": {f: uri for f, uri in got.pictures("progress").items() if f in got.models},
         "figures": {name: uri(path) for name, path in figures.items() if name != "overview"},
         "chart_data": {name: interactive.data(chart) for name, chart in got.charts.items()},
-        "identity": {row: identity(got.metrics, row, got.owners[row]) for row in got.order},
-        "of_each": of_each,
         "plotly": Markup(get_plotlyjs()),
     }
     markdown = {name: Markup(tables.markdown(cells)) if cells else "" for name, cells in got.tables.items()}
-    pages = {"page.html.j2": words | got.tables | parts() | shown}
-    pages["report.md.j2"] = words | markdown | {"board": Markup(got.board.to_markdown(index=False))}
-    for name, context in pages.items():
-        with atomic(out / name.removesuffix(".j2").replace("page", "index")) as file:
-            file.write(template(name).render(context).encode())
-    return got.board
+    markdown["board"] = Markup(board.to_markdown(index=False))
+    contexts = {"index.html": got.tables | STATIC | shown, "report.md": markdown}
+    for name, context in contexts.items():
+        with atomic(out / name) as file:
+            file.write(template(f"{name}.j2").render(words | context).encode())
+    return board
 
 
 def template(name: str, *folders: Path) -> jinja2.Template:
-    """A template of this folder, or of one of `folders`; a name that nothing was given for is an error."""
+    """A template of this folder, or of one of `folders`; an undefined name is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([HERE, *folders]),
         autoescape=name.endswith(".html.j2"),
@@ -153,26 +152,17 @@ def template(name: str, *folders: Path) -> jinja2.Template:
         trim_blocks=True,
     )
     environment.globals["named"] = named
-    environment.filters |= {"short": short, "number": "{:,}".format}
+    environment.filters |= {"short": short, "number": "{:,}".format, "json": partial(json.dumps, indent=2)}
     return environment.get_template(name)
-
-
-def parts() -> dict[str, Markup]:
-    """What every page holds: how it looks, and what its tables, charts and pictures do."""
-    return {name: Markup((HERE / file).read_text()) for name, file in (("style", "page.css"), ("script", "page.js"))}
 
 
 def draw(got: Material, folder: Path) -> dict[str, Path]:
     """The PNGs of the comparison, by name."""
     grids = {"data": got.plots / "samples/data.png"}
     grids |= {row: got.plots / f"samples/{f}/{row}.png" for row, f in got.owners.items()}
-    figures = {
-        "distance": plots.bars(table(got.models, got.metrics), distance_keys(got.metrics), got.tints),
-        "overview": plots.overview(grids),
-    }
-    figures |= {
-        f"curve_{f}": plots.draw(charts.terms(frame, got.tints[f]), named=False) for f, frame in got.curves.items()
-    }
+    figures = {"distance": plots.bars(got.values, got.keys, got.tints), "overview": plots.overview(grids)}
+    for f, frame in got.curves.items():
+        figures[f"curve_{f}"] = plots.draw(charts.terms(frame, got.tints[f]), named=False)
     for name, chart in got.charts.items():
         if chart.still:
             figures[name] = plots.draw(chart.still, shared=name == "nfe")
@@ -182,24 +172,6 @@ def draw(got: Material, folder: Path) -> dict[str, Path]:
     for name, figure in figures.items():
         plots.save(figure, paths[name])
     return paths
-
-
-def identity(metrics: Metrics, row: str, family: str) -> dict[str, str]:
-    """Which model a row was drawn from: what stages/train.py recorded of its training, and its parameters."""
-    trained = metrics.get("trained", {}).get(family, {})
-    facts = {label: str(trained.get(key, "unknown")) for label, key in TRAINED.items()}
-    facts["revision"] += {True: ", with changes", False: ", without changes", None: ""}[trained.get("changed")]
-    return facts | {
-        "machine": metrics["device"][family],
-        "parameters": json.dumps(metrics["config"][row], indent=2),
-    }
-
-
-def of_each(sweeps: Trees, key: str) -> str:
-    """What the protocols say under `key`: once if they agree, else of every family."""
-    said = {f: sweep["protocol"][key] for f, sweep in sweeps.items()}
-    same = set(said.values())
-    return str(same.pop()) if len(same) == 1 else ", ".join(f"{value} ({f})" for f, value in said.items())
 
 
 def uri(path: Path) -> str:

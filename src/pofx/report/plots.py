@@ -39,12 +39,11 @@ def draw(panels: dict[str, Panel], *, named: bool = True, shared: bool = False) 
     width, height = (3.4, 2.6) if columns == 3 else (4.6, 3.1)
     figure = Figure(figsize=(max(5.5, width * columns), height * rows), layout="constrained", dpi=130)
     axes = figure.subplots(rows, columns, sharey=shared, squeeze=False).ravel()
-    values = {title: [y for line in panel.lines for y in line.y] for title, panel in panels.items()}
-    everything = [y for several in values.values() for y in several]
+    lines = [line for panel in panels.values() for line in panel.lines]
     for ax, (title, panel) in zip(axes, panels.items(), strict=False):
         dashed = f"dashed: {panel.level[0]} {short(panel.level[1])}" if panel.level else ""
         _dress(ax, "; ".join(filter(None, [title, dashed])))
-        _fill(ax, panel, everything if shared else values[title])
+        _fill(ax, panel, lines if shared else panel.lines)
     for ax in axes[len(panels) :]:
         ax.remove()
     handles = {name: h for ax in figure.axes for h, name in zip(*ax.get_legend_handles_labels(), strict=True)}
@@ -59,11 +58,11 @@ def legend(figure: Figure, handles: dict[str, Any]) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", **style)
 
 
-def _fill(ax: Axes, panel: Panel, values: Sequence[float | int]) -> None:
-    """One panel of `draw`; its scale follows `values`."""
+def _fill(ax: Axes, panel: Panel, measure: Sequence[Line]) -> None:
+    """One panel of `draw`, whose scale suits the lines `measure`."""
     for line in panel.lines:
         _line(ax, line)
-    finite = [value for value in values if math.isfinite(value)] or [0.0]
+    finite = [y for line in measure for y in line.y if math.isfinite(y)] or [0.0]
     scale = panel.scale
     if scale == "auto":
         scale = "log" if 0 < min(finite) < max(finite) / 20 else "linear"
@@ -113,12 +112,10 @@ def _plain(axis: Axis, values: Sequence[float | int]) -> None:
 
 
 def bars(table: pd.DataFrame, keys: Sequence[str], tints: dict[str, str]) -> Figure:
-    """Frechet distance (with its spread over sampling seeds, if there were several) and KID (with its spread over
-    subsets) of every row, best first; a dashed line is the floor.
+    """Frechet distance and KID of every row, best first, with their spreads; a dashed line is the floor.
 
     Args:
-        table: the floor and the rows of the report, columns `keys` (distance, KID, KID's standard deviation)
-            and maybe `<distance>_spread`.
+        table: of pofx.report.metrics.
     """
     rows = table.drop(index="floor").sort_values(keys[0], ascending=False)
     figure = Figure(figsize=(9, 0.9 + 0.42 * len(rows)), layout="constrained", dpi=130)
@@ -126,7 +123,7 @@ def bars(table: pd.DataFrame, keys: Sequence[str], tints: dict[str, str]) -> Fig
     for ax, (key, spread, title) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
         floor, values = table.at["floor", key], rows[key]
         _dress(ax, f"{title}, smaller is better; dashed: floor {short(floor)}")
-        errors = rows.get(spread, values * 0).fillna(0)
+        errors = rows[spread].fillna(0)
         xerr = errors if errors.any() else None
         ax.barh(rows.index, values, height=0.6, color=[tints[f] for f in rows.index], xerr=xerr, ecolor=INK, capsize=3)
         for y, (value, end) in enumerate(zip(values, values + errors, strict=True)):
@@ -172,7 +169,7 @@ def svg(figure: Figure) -> str:
     return text[text.index("<svg") :].replace(INK, "currentColor")
 
 
-def _dress(ax: Axes, title: str) -> Axes:
+def _dress(ax: Axes, title: str) -> None:
     ax.set_title(title, color=INK, fontsize=9, loc="left")
     ax.tick_params(length=3, labelsize=8, colors=INK, which="both")
     ax.grid(color=GRID, linewidth=0.8)
@@ -180,4 +177,3 @@ def _dress(ax: Axes, title: str) -> Axes:
     ax.set_facecolor("none")
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(INK)
-    return ax

@@ -1,13 +1,15 @@
 """The report's tables. A cell is what is shown, and what is sorted by: blanks last."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 import pandas as pd
 
 from pofx.report.metrics import FLOOR, LINES, Metrics, distance_keys, lines, rows, seeds, table
-from pofx.report.text import BLANK, between, clock, count, mean, share, text
+from pofx.report.text import BLANK, between, clock, count, text
 from pofx.score.distances import named
 
 Cell = tuple[str, Any]
@@ -25,29 +27,28 @@ COLUMNS = (  # of the leaderboard, after distances and bits/dim: heading, metric
     ("training MiB", "train_peak_mib", count),
     ("sampling MiB", "sample_peak_mib", count),
 )
-LEADING = ("test loss", "training", "s per 1,000 samples", "NFE")  # of these, on top of the page
-MANIFOLD = ("precision", "recall", "density", "coverage")
 NAMES = {"floor": FLOOR} | LINES
+NOTHING: Cell = (BLANK, math.inf)
+share = "{:.1%}".format
 
 
 def board(models: tuple[str, ...], metrics: Metrics) -> list[Cells]:
-    """All that was measured of rows: floor and Gaussians first, then the rows by their Frechet distance. Columns that
-    no row has a number for are left out."""
+    """All that was measured of rows: floor and Gaussians first, then the rows by their Frechet distance."""
     fd, kid, spread = distance_keys(metrics)
     fixed = ["floor", *lines(metrics)]
     values, drawn = table(models, metrics, fixed[1:]), seeds(metrics, fd)
     values = pd.concat([values.loc[fixed], values.drop(index=fixed).sort_values(fd)])
-    return [
-        {
-            "model": (NAMES.get(name, name), name),
-            fd: (mean(row[fd], row[f"{fd}_spread"], len(drawn.get(name, ()))), _last(row[fd])),
-            kid: _spread(row[kid], row[spread]),
-            "bits/dim": _spread(row.get("bpd", math.nan), row.get("bpd_stderr", math.nan)),
-            **{heading: _number(row[key], form) for heading, key, form in COLUMNS if key in values},
-            "trained on": _word("" if pd.isna(row["device"]) else row["device"]),
-        }
-        for name, row in values.iterrows()
-    ]
+    out = []
+    for name, row in values.iterrows():
+        got = _blank_where_missing(row.to_dict())
+        cells = {"model": _model(name), fd: _number(got[fd]), kid: _spread(got[kid], got[spread])}
+        if name in drawn:
+            shown = f"{between(got[fd], got[f'{fd}_spread'], 1)} ({len(drawn[name])} seeds)"
+            cells[fd] = shown, got[fd]
+        cells["bits/dim"] = _spread(got["bpd"], got["bpd_stderr"])
+        cells |= {heading: _number(got[key], form) for heading, key, form in COLUMNS if key in values}
+        out.append(cells | {"trained on": _word("" if pd.isna(got["device"]) else got["device"])})
+    return out
 
 
 def leaderboard(models: tuple[str, ...], metrics: Metrics) -> pd.DataFrame:
@@ -58,28 +59,27 @@ def leaderboard(models: tuple[str, ...], metrics: Metrics) -> pd.DataFrame:
 
 def leading(models: tuple[str, ...], metrics: Metrics) -> list[Cells]:
     """The columns of the leaderboard that a page has room for."""
-    wanted = ("model", *distance_keys(metrics)[:2], "bits/dim", *LEADING)
+    wanted = ("model", *distance_keys(metrics)[:2], "bits/dim", "test loss", "training", "s per 1,000 samples", "NFE")
     return [{c: row[c] for c in wanted if c in row} for row in board(models, metrics)]
 
 
 def costs(models: tuple[str, ...], metrics: Metrics) -> list[Cells]:
-    """What training and drawing cost: the rest of the leaderboard, of those rows alone that a model has."""
+    """What training and drawing cost: the rest of the leaderboard, without floors and baselines."""
     left_out = (*distance_keys(metrics)[:2], "bits/dim", "test loss")
-    rows = board(models, metrics)[1 + len(lines(metrics)) :]
-    return [{c: cell for c, cell in row.items() if c not in left_out} for row in rows]
+    drawn = board(models, metrics)[1 + len(lines(metrics)) :]
+    return [{c: cell for c, cell in row.items() if c not in left_out} for row in drawn]
 
 
 def sampled(models: tuple[str, ...], metrics: Metrics) -> list[Cells]:
-    """Both distances with every sampling seed, their means and standard deviations; nothing where one was drawn."""
-    out, owners = [], rows(models, metrics)
+    """Both distances with every sampling seed, their means and standard deviations; of rows that have several."""
+    out, listed = [], NAMES.keys() | rows(models, metrics).keys()
     for key in distance_keys(metrics)[:2]:
         for row, draws in seeds(metrics, key).items():
-            if row in NAMES or row in owners:
-                values = pd.Series(draws)
+            if row in listed:
                 columns = {f"seed {k}": value for k, value in enumerate(draws)}
-                columns |= {"mean": values.mean(), "standard deviation": values.std()}
-                words = {"model": _word(NAMES.get(row, row)), "distance": _word(key)}
-                out.append(words | {name: _number(value) for name, value in columns.items()})
+                columns |= {"mean": fmean(draws), "standard deviation": stdev(draws)}
+                numbers = {name: _number(value) for name, value in columns.items()}
+                out.append({"model": _model(row), "distance": _word(key)} | numbers)
     return out
 
 
@@ -92,44 +92,42 @@ def brief(models: tuple[str, ...], metrics: Metrics) -> str:
 
 
 def probes(models: Sequence[str], metrics: Metrics) -> list[Cells]:
-    """How well a linear classifier separates classes by the features of each family, and by those of the same network
-    untrained; nothing where no run was made of it."""
+    """How well a linear classifier separates classes by the features of each family, and of its untrained network."""
     out = []
     for f in ("pixels", *models):
         if f in metrics.get("linear_probe", {}):
-            cells = {"features of": _word(f)}
-            for column, key in {"test accuracy": "linear_probe", "untrained": "linear_probe_random"}.items():
-                value, error = _of(metrics, key, f), _of(metrics, f"{key}_stderr", f)
-                spread = "" if math.isnan(error) else f" ± {share(error)}"
-                cells[column] = share(value) + spread, _last(value)
-            protocol = metrics["protocol"].get(f, {})
+            got, protocol = _measured(metrics, f), _blank_where_missing(metrics["protocol"].get(f, {}))
+            accuracy, value = _number(got["linear_probe"], share)
+            if not math.isnan(got["linear_probe_stderr"]):
+                accuracy += f" ± {share(got['linear_probe_stderr'])}"
+            cells = {"features of": _word(f), "test accuracy": (accuracy, value)}
+            cells["untrained"] = _number(got["linear_probe_random"], share)
             for column, key in {"features": "probe_features", "training images": "probe_train"}.items():
-                cells[column] = _number(protocol.get(key, math.nan), "{:,.0f}".format)
+                cells[column] = _number(protocol[key], "{:,.0f}".format)
             out.append(cells | {"taken from": _word(protocol.get("probe_layer", BLANK))})
     return out
 
 
 def beyond(models: Sequence[str], metrics: Metrics) -> list[Cells]:
-    """What one distance to the reference leaves out. Floors and baselines first, then a row for each of `models`;
-    nothing where a run has measured none of it."""
+    """What one distance to the reference leaves out, of floors, baselines and `models`; empty if nothing of it was
+    measured."""
     fd, kid, spread = distance_keys(metrics)
-    inf, fd_test, kid_test, spread_test = named(fd, "inf"), named(fd, "test"), named(kid, "test"), named(spread, "test")
-
-    def cells(f: str) -> Cells:
-        shifts = metrics.get("colour_shift", {}).get(f, [])
-        worst = max(map(abs, shifts), default=math.inf)
-        return {
-            "model": (NAMES.get(f, f), f),
-            inf: _measured(metrics, inf, f, f"{inf}_stderr"),
-            fd_test: _measured(metrics, fd_test, f),
-            kid_test: _measured(metrics, kid_test, f, spread_test),
-            **{key: _measured(metrics, key, f) for key in (*MANIFOLD, "nearest_ratio")},
-            **{key: _number(_of(metrics, key, f), share) for key in ("copied", "duplicates")},
-            "colour_shift": (", ".join(f"{z:+.1f}" for z in shifts) or BLANK, worst),
-            "saturated": _number(_of(metrics, "saturated", f), share),
+    inf, fd_test, kid_test = named(fd, "inf"), named(fd, "test"), named(kid, "test")
+    out = []
+    for row in ("floor", *lines(metrics), *models):
+        got = _measured(metrics, row)
+        cells = {
+            "model": _model(row),
+            inf: _spread(got[inf], got[f"{inf}_stderr"]),
+            fd_test: _number(got[fd_test]),
+            kid_test: _spread(got[kid_test], got[named(spread, "test")]),
         }
-
-    out = [cells(f) for f in ("floor", *lines(metrics), *models)]
+        cells |= {key: _number(got[key]) for key in ("precision", "recall", "density", "coverage", "nearest_ratio")}
+        cells |= {key: _number(got[key], share) for key in ("copied", "duplicates")}
+        shifts = got.get("colour_shift", [])
+        worst = max(map(abs, shifts), default=math.inf)
+        cells["colour_shift"] = ", ".join(f"{z:+.1f}" for z in shifts) or BLANK, worst
+        out.append(cells | {"saturated": _number(got["saturated"], share)})
     return out if any(map(_any_number, out)) else []
 
 
@@ -137,22 +135,17 @@ def points(sweeps: dict[str, dict[str, Any]]) -> list[Cells]:
     """Every point of the sweeps, one after the other."""
     out = []
     for f, sweep in sweeps.items():
-        fd, kid, spread = sweep["keys"]
         for row in sweep["rows"]:
-            steps = row["steps"]
-            out.append(
-                {
-                    "model": _word(f),
-                    "sampler": _word(f"{row['sampler']} (own)" if row["own"] else row["sampler"]),
-                    "levels": ("all", math.inf) if steps is None else (f"{steps:,}", steps),
-                    "last denoising": ("yes", 1) if row["denoise"] else ("no", 0),
-                    "NFE": _number(row.get("nfe", math.nan)),
-                    "s per 1,000": _number(row.get("seconds_per_1000", math.nan)),
-                    kid: _spread(row.get(kid, math.nan), row.get(spread, math.nan)),
-                    f"{fd}, N = {sweep['n']:,}": _number(row.get(fd, math.nan)),
-                    "refused": _word(row.get("refused", "")),
-                }
-            )
+            got, steps = _blank_where_missing(row), row["steps"]
+            cells = {
+                "model": _word(f),
+                "sampler": _word(f"{row['sampler']} (own)" if row["own"] else row["sampler"]),
+                "levels": ("all", math.inf) if steps is None else (f"{steps:,}", steps),
+                "last denoising": ("yes", 1) if row["denoise"] else ("no", 0),
+                "NFE": _number(got["nfe"]),
+                "s per 1,000": _number(got["seconds_per_1000"]),
+            }
+            out.append(cells | _distances(sweep, got) | {"refused": _word(row.get("refused", ""))})
     return out
 
 
@@ -170,50 +163,48 @@ def chains(energies: dict[str, dict[str, Any]]) -> list[Cells]:
     """Every row at every number of Langevin steps."""
     out = []
     for f, tree in energies.items():
-        fd, kid, spread = tree["keys"]
         for row in tree["rows"]:
-            steps = math.nan if row["chain"] is None else row["chain"]
-            energy = (row.get("energy", math.nan) - tree["test_energy"]) / (tree["test_std"] or 1)
-            out.append(
-                {
-                    "row": _word(f"test images ({f})" if row["chain"] is None else row["row"]),
-                    "Langevin steps": _number(steps, "{:,}".format),
-                    kid: _spread(row.get(kid, math.nan), row.get(spread, math.nan)),
-                    f"{fd}, N = {tree['n']:,}": _number(row.get(fd, math.nan)),
-                    "saturated": _number(row.get("saturated", math.nan), lambda value: share(value, 2)),
-                    "energy": _number(energy, "{:+.2f}".format),
-                    "s per 1,000": _number(row.get("seconds_per_1000", math.nan)),
-                    "refused": _word(row.get("refused", "")),
-                }
-            )
+            got, real = _blank_where_missing(row), row["chain"] is None
+            cells = {
+                "row": _word(f"test images ({f})" if real else row["row"]),
+                "Langevin steps": _number(math.nan if real else row["chain"], "{:,.0f}".format),
+            }
+            energy = (got["energy"] - tree["test_energy"]) / (tree["test_std"] or 1)
+            cells |= _distances(tree, got) | {
+                "saturated": _number(got["saturated"], "{:.2%}".format),
+                "energy": _number(energy, "{:+.2f}".format),
+                "s per 1,000": _number(got["seconds_per_1000"]),
+            }
+            out.append(cells | {"refused": _word(row.get("refused", ""))})
     return out
 
 
 def codes(models: Sequence[str], metrics: Metrics) -> list[Cells]:
-    """What was measured of codes and of the images that come back from them. A row for each of `models` that has a
-    code, below what test images themselves score."""
+    """What was measured of codes and reconstructions, of those `models` that have a code. First, if there are
+    distances: what test images themselves score."""
     fd = distance_keys(metrics)[0]
     again = f"recon_{fd}"
 
     def cells(f: str) -> Cells:
+        got = _measured(metrics, f)
         return {
-            "model": (NAMES.get(f, f), f),
-            "weighted bits/dim": _measured(metrics, "bpd_iw", f, "bpd_iw_stderr"),
-            "of pixels": _measured(metrics, "bpd_decoder", f),
-            "of codes": _measured(metrics, "bpd_prior", f),
-            again: _measured(metrics, again, f),
-            "PSNR, dB": _measured(metrics, "recon_psnr", f),
-            "SSIM": _measured(metrics, "recon_ssim", f),
-            "sharpness": _measured(metrics, "recon_sharpness", f),
-            "active units": _number(_of(metrics, "active_units", f), _out_of(_setting(metrics, f, "latent"))),
-            "perplexity": _number(_of(metrics, "perplexity", f), _out_of(_setting(metrics, f, "codes"))),
-            "codes used": _number(_of(metrics, "codes_used", f), share),
-            "MIG": _measured(metrics, "mig", f),
-            "DCI disentanglement": _measured(metrics, "dci_disentanglement", f),
+            "model": _model(f),
+            "weighted bits/dim": _spread(got["bpd_iw"], got["bpd_iw_stderr"]),
+            "of pixels": _number(got["bpd_decoder"]),
+            "of codes": _number(got["bpd_prior"]),
+            again: _number(got[again]),
+            "PSNR, dB": _number(got["recon_psnr"]),
+            "SSIM": _number(got["recon_ssim"]),
+            "sharpness": _number(got["recon_sharpness"]),
+            "active units": _number(got["active_units"], _out_of(metrics, f, "latent")),
+            "perplexity": _number(got["perplexity"], _out_of(metrics, f, "codes")),
+            "codes used": _number(got["codes_used"], share),
+            "MIG": _number(got["mig"]),
+            "DCI disentanglement": _number(got["dci_disentanglement"]),
         }
 
     coded = [row for row in map(cells, models) if _any_number(row)]
-    if any(row[again][1] != math.inf for row in coded):
+    if any(row[again] != NOTHING for row in coded):
         coded = [cells("floor") | {again: _number(metrics[fd]["floor"])}, *coded]
     return coded
 
@@ -226,30 +217,36 @@ def markdown(cells: list[Cells]) -> str:
     return shown(cells).to_markdown(index=False, disable_numparse=True)
 
 
-def _of(metrics: Metrics, key: str, row: str) -> float:
-    return float(metrics.get(key, {}).get(row, math.nan))
+def _blank_where_missing(values: Mapping[str, Any]) -> defaultdict[str, Any]:
+    """NaN under every other key."""
+    return defaultdict(lambda: math.nan, values)
 
 
-def _measured(metrics: Metrics, key: str, row: str, error: str = "") -> Cell:
-    """A metric of a row, with its error if there is a key for that."""
-    value = _of(metrics, key, row)
-    return _spread(value, _of(metrics, error, row)) if error else _number(value)
+def _measured(metrics: Metrics, row: str) -> defaultdict[str, Any]:
+    """Metric -> value of one row."""
+    return _blank_where_missing({key: values[row] for key, values in metrics.items() if row in values})
 
 
-def _number(value: float | int, form: Callable[..., str] = text) -> Cell:
-    return (BLANK, math.inf) if math.isnan(value) else (form(value), value)
+def _number(value: float | int, form: Callable[[float], str] = text) -> Cell:
+    return NOTHING if math.isnan(value) else (form(float(value)), float(value))
 
 
-def _spread(value: float, error: float) -> Cell:
-    return between(value, error), _last(value)
+def _spread(value: float | int, error: float | int) -> Cell:
+    return _number(value, lambda value: between(value, error))
 
 
 def _word(word: str) -> Cell:
     return word, word
 
 
-def _last(value: float | int) -> float | int:
-    return math.inf if math.isnan(value) else value
+def _model(row: str) -> Cell:
+    return NAMES.get(row, row), row
+
+
+def _distances(tree: dict[str, Any], got: Mapping[str, Any]) -> Cells:
+    """Of a point in a sweep, or of a chain."""
+    fd, kid, spread = tree["keys"]
+    return {kid: _spread(got[kid], got[spread]), f"{fd}, N = {tree['n']:,}": _number(got[fd])}
 
 
 def _any_number(cells: Cells) -> bool:
@@ -257,11 +254,8 @@ def _any_number(cells: Cells) -> bool:
     return any(shown != BLANK for shown, _ in list(cells.values())[1:])
 
 
-def _out_of(whole: int | None) -> Callable[[float], str]:
-    return text if whole is None else lambda value: f"{text(value)} of {whole}"
-
-
-def _setting(metrics: Metrics, f: str, key: str) -> int | None:
-    """A number of the family's own configuration, or of the one that it is built on."""
+def _out_of(metrics: Metrics, f: str, key: str) -> Callable[[float], str]:
+    """The format of a part of a number in the family's configuration, or in that of the family it is built on."""
     parts = metrics.get("config", {}).get(f, {}).values()
-    return next((part[key] for part in parts if isinstance(part, dict) and key in part), None)
+    whole = next((part[key] for part in parts if isinstance(part, dict) and key in part), None)
+    return text if whole is None else lambda value: f"{text(value)} of {whole}"
