@@ -74,7 +74,7 @@ class Run:
 
 
 def models(parameters: str) -> tuple[str, ...]:
-    """The families that a run compared, from the text of its params.yaml."""
+    """The families that a run compared, from its params.yaml."""
     return tuple(YAML(typ="safe").load(parameters)["models"])
 
 
@@ -86,14 +86,14 @@ def rows(run: Run) -> list[tables.Cells]:
         shown, name = row["model"]
         if name == "floor" or name in owners:
             protocol = run.metrics["protocol"][name]
+            reference = f"{protocol['reference']} ({fd})"
             words = {"run": run.name, "data": run.files["data"]["name"], "scale": run.scale, "row": shown}
             if name == "floor":
                 words["run"] = "any"
             cells = {key: (word, word) for key, word in words.items()} | {"N": (f"{protocol['n']:,}", protocol["n"])}
-            cells["reference"] = (f"{protocol['reference']} ({fd})",) * 2
-            cells |= {"Frechet distance": row[fd], "KID": row[kid], "bits/dim": row["bits/dim"]}
-            cells |= {"training": row["training"], "images/s": row["training img/s"], "machine": row["trained on"]}
-            out.append(cells)
+            cells |= {"reference": (reference, reference), "Frechet distance": row[fd], "KID": row[kid]}
+            cells |= {"bits/dim": row["bits/dim"], "training": row["training"]}
+            out.append(cells | {"images/s": row["training img/s"], "machine": row["trained on"]})
     return out
 
 

@@ -16,6 +16,7 @@ from pofx.report.text import short
 INK = "#808890"  # reads on white and on black alike, as do these:
 COLOURS = ("#4c8dd6", "#e0843a", "#3aa676", "#b36bd1", "#d65a6f", "#8c8f2e", "#2ea6b8", "#a0714f")
 SYMBOLS = ("circle", "diamond-open", "square-open", "triangle-up-open", "x")  # first row of a family, and its others
+OWN = {True: ("own sampler", "star"), False: ("own, without last denoising", "star-open")}  # with last denoising?
 SIGMA = "\N{GREEK SMALL LETTER SIGMA}"
 IMAGES, SECONDS = "training images seen", "seconds of training"
 COSTS = {  # metric -> axis
@@ -185,14 +186,14 @@ def nfe(sweeps: dict[str, dict[str, Any]], floor: float) -> Chart:
 
 def _samplers(rows: list[dict[str, Any]], key: str, spread: str, tints: dict[str, str]) -> list[Line]:
     """One panel of `nfe`."""
-    lines = []
+    lines, columns = [], ("nfe", key, spread)
     for name, tint in tints.items():
         points = [row for row in rows if row["sampler"] == name and not row["own"]]
-        lines.append(_line(name, tint, sorted(points, key=lambda row: row["nfe"]), ("nfe", key, spread)))
-    for last, name, symbol in ((True, "own sampler", "star"), (False, "own, without last denoising", "star-open")):
-        points = [row for row in rows if row["own"] and row["denoise"] == last]
-        tint = tints.get(points[0]["sampler"], INK) if points else INK
-        lines.append(_line(name, tint, points, ("nfe", key, spread), mode="markers", symbol=symbol))
+        lines.append(_line(name, tint, sorted(points, key=lambda row: row["nfe"]), columns))
+    for row in rows:
+        if row["own"]:
+            name, symbol = OWN[row["denoise"]]
+            lines.append(_line(name, tints.get(row["sampler"], INK), [row], columns, mode="markers", symbol=symbol))
     return [line for line in lines if line.x]
 
 

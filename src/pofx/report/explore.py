@@ -97,9 +97,8 @@ def pixel_histogram(images: Splits, labels: Splits, classes: list[str]) -> Figur
         ax.set(title=name, xlabel="value (byte)", xlim=(0, 256), ylim=(0, top), xticks=[0, 64, 128, 192])
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
         for side, at, value in (("left", 0.03, 0), ("right", 0.97, 255)):
-            if train[value] > top:
-                note = f"{value}: {train[value]:.1%}"
-                ax.text(at, 0.97, note, transform=ax.transAxes, ha=side, va="top", fontsize=8)
+            if (full := train[value]) > top:
+                ax.text(at, 0.97, f"{value}: {full:.1%}", transform=ax.transAxes, ha=side, va="top", fontsize=8)
     axes[0].set_ylabel("share of pixels")
     axes[0].legend(loc="upper left", fontsize=8.5)
     return figure

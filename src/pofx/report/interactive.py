@@ -25,12 +25,11 @@ def figure(panel: Panel, height: int) -> dict[str, Any]:
         traces.append(_trace(across, panel) | {"hoverinfo": "skip", "hovertemplate": None})
     axis = {"gridcolor": "rgba(128,136,144,.2)", "zeroline": False, "automargin": True, "tickformat": ",~g"}
     y = {"type": "log" if panel.scale == "log" else "linear"}
-    y |= {"rangemode": "tozero"} if panel.scale == "from zero" else {}
+    y["rangemode"] = "tozero" if panel.scale == "from zero" else "normal"
     layout = {
         "height": height, "margin": {"l": 8, "r": 8, "t": 8, "b": 8}, "hovermode": "closest",
         "showlegend": len(traces) > 1, "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
-        "legend": {"orientation": "h", "xref": "container", "x": 0, "xanchor": "left"}
-        | {"yref": "container", "y": 0, "yanchor": "bottom"},
+        "legend": {"orientation": "h", "xref": "container", "x": 0, "yref": "container", "y": 0, "yanchor": "bottom"},
         "font": {"family": "system-ui, sans-serif", "size": 12},
         "xaxis": axis | {"title": {"text": panel.x}, "type": "log" if panel.log_x else "linear"},
         "yaxis": axis | {"title": {"text": panel.y}} | y,
@@ -40,12 +39,11 @@ def figure(panel: Panel, height: int) -> dict[str, Any]:
 
 def _trace(line: Line, panel: Panel) -> dict[str, Any]:
     tint = _rgba(line.tint)
-    outline = {"width": 1.5, "color": tint}
     trace = {
         "type": "scatter", "name": line.name, "x": _numbers(line.x), "y": _numbers(line.y), "mode": line.mode,
         "line": {"color": tint, "width": 1.8, "dash": "dash" if line.dashed else "solid", "shape": line.shape},
-        "marker": {"color": tint, "size": 7 if line.mode == "lines+markers" else 11, "symbol": line.symbol}
-        | {"line": outline},
+        "marker": {"color": tint, "size": 7 if line.mode == "lines+markers" else 11, "symbol": line.symbol,
+                   "line": {"width": 1.5, "color": tint}},
         "hovertemplate": f"<b>{line.name}</b><br>{panel.y} %{{y:.4~g}}<br>{panel.x} %{{x:,.4~g}}"
         + ("<br>%{text}" if any(line.text) else "") + "<extra></extra>",
     }  # fmt: skip

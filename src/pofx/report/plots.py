@@ -73,7 +73,7 @@ def _fill(ax: Axes, panel: Panel, measure: Sequence[Line]) -> None:
         _plain(ax.yaxis, finite)
     elif scale == "symlog":
         ax.set_yscale("symlog", linthresh=1)
-        ax.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
+        ax.yaxis.set_major_formatter("{x:,g}")
         ax.margins(y=0.1)
     elif scale == "from zero":
         ax.set_ylim(0, 1.1 * max(finite) or 1)
@@ -107,7 +107,7 @@ def _plain(axis: Axis, values: Sequence[float | int]) -> None:
     """Plain numbers along a log axis, at 1, 2 and 5 if there is room for them."""
     few = not values or max(values) < 300 * min(values)
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
-    axis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axis.set_major_formatter("{x:,g}")
     axis.set_minor_formatter(NullFormatter())
 
 
