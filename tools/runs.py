@@ -81,19 +81,19 @@ def models(parameters: str) -> tuple[str, ...]:
 def rows(run: Run) -> list[tables.Cells]:
     """The floor and each row of one kept run."""
     owners, (fd, kid, _) = metrics.rows(run.models, run.metrics), metrics.distance_keys(run.metrics)
+    columns = {"Frechet distance": fd, "KID": kid, "bits/dim": "bits/dim", "training": "training"}
+    columns |= {"images/s": "training img/s", "machine": "trained on"}
     out = []
     for row in run.board:
         shown, name = row["model"]
         if name == "floor" or name in owners:
             protocol = run.metrics["protocol"][name]
             reference = f"{protocol['reference']} ({fd})"
-            words = {"run": run.name, "data": run.files["data"]["name"], "scale": run.scale, "row": shown}
-            if name == "floor":
-                words["run"] = "any"
-            cells = {key: (word, word) for key, word in words.items()} | {"N": (f"{protocol['n']:,}", protocol["n"])}
-            cells |= {"reference": (reference, reference), "Frechet distance": row[fd], "KID": row[kid]}
-            cells |= {"bits/dim": row["bits/dim"], "training": row["training"]}
-            out.append(cells | {"images/s": row["training img/s"], "machine": row["trained on"]})
+            kept = run.name if name in owners else "any"
+            words = {"run": kept, "data": run.files["data"]["name"], "scale": run.scale, "row": shown}
+            cells = {key: (word, word) for key, word in words.items()}
+            cells |= {"N": (f"{protocol['n']:,}", protocol["n"]), "reference": (reference, reference)}
+            out.append(cells | {heading: row[column] for heading, column in columns.items()})
     return out
 
 
