@@ -403,11 +403,11 @@ def test_rows_are_those_of_the_families_compared():
     assert list(measured.rows(("ncsn", "vae"), metrics)) == ["ncsn", "vae", "vae-mixture"]
 
 
-def test_summary_holds_a_dozen_numbers_of_first_rows():
+def test_summary_holds_the_headline_numbers_of_every_row():
     """Every one is a column of `dvc exp show`."""
     summary = measured.summary(MODELS, fake_metrics())
     assert list(summary) == ["fd_effnet", "bpd", "recon_psnr"]
-    assert list(summary["fd_effnet"]) == list(MODELS) and summary["bpd"] == {"vae": 5.4321}
+    assert list(summary["fd_effnet"]) == list(ROWS) and summary["bpd"] == {"vae": 5.4321}
     json.dumps(summary)
 
 

@@ -118,10 +118,9 @@ def table(models: tuple[str, ...], metrics: Metrics, further: Iterable[str] = ()
 
 
 def summary(models: tuple[str, ...], metrics: Metrics) -> Metrics:
-    """The few numbers that `dvc metrics` and `dvc exp show` have columns for: of each family's first row, with the
-    first sampling seed. The rest is in the report."""
+    """The headline numbers, for `dvc metrics` and `dvc exp show`: of every row, with the first sampling seed."""
     out = {}
     for key in (distance_keys(metrics)[0], *SUMMARY):
-        if picked := {f: metrics[key][f] for f in models if f in metrics.get(key, {})}:
+        if picked := {row: metrics[key][row] for row in rows(models, metrics) if row in metrics.get(key, {})}:
             out[key] = picked
     return out
