@@ -12,6 +12,7 @@ from pofx.base.images import Batches, to_model
 from pofx.base.rng import Noise
 from pofx.models import store
 from pofx.models.vqprior.causal import PixelCNN, Transformer
+from pofx.models.vqprior.vqprior import Config
 from pofx.models.vqvae.codebook import Codebook, perplexity
 from pofx.score.likelihood import Likelihood, evaluate
 from pofx.train.loop import Run, train
@@ -37,7 +38,8 @@ def vqprior(network="transformer", base=None):
 def network(name, size=16):
     """With a last layer that is not zero, as after training."""
     torch.manual_seed(2)
-    net = Transformer(size, 64, 16, 2, 4, 0.5) if name == "transformer" else PixelCNN(size, (8, 8), 16, 3, 0.5)
+    cfg = Config(name, width=16, layers=3, heads=4, dropout=0.5)
+    net = Transformer(size, 64, cfg) if name == "transformer" else PixelCNN(size, (8, 8), cfg)
     nn.init.normal_(net.head.weight)
     return net.eval()
 

@@ -53,16 +53,24 @@ class InstanceNormPlus(nn.Module):
 
 
 class Conv(nn.Module):
-    """InstanceNorm++ where asked, then `then` (ELU, pooling or nothing), then a 3x3 convolution of the same side."""
+    """A norm, if one is given, then `then` (ELU, pooling or nothing), then a convolution."""
 
-    def __init__(self, before: int, after: int, then: nn.Module, conditional: bool, *, norm: bool, bias: bool,
-                 dilation: int = 1):  # fmt: skip
+    def __init__(self, norm: InstanceNormPlus | None, then: nn.Module, conv: nn.Conv2d):
         super().__init__()
-        self.norm, self.then = InstanceNormPlus(before, conditional) if norm else None, then
-        self.conv = nn.Conv2d(before, after, 3, padding=dilation, dilation=dilation, bias=bias)
+        self.norm, self.then, self.conv = norm, then, conv
 
     def forward(self, x: Tensor, e: Tensor | None) -> Tensor:
         return self.conv(self.then(x if self.norm is None else self.norm(x, e)))
+
+
+def _conv(before: int, after: int, dilation: int = 1, bias: bool = True) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the side."""
+    return nn.Conv2d(before, after, 3, padding=dilation, dilation=dilation, bias=bias)
+
+
+def _norm(channels: int, conditional: bool) -> InstanceNormPlus | None:
+    """The norm before layers that have one in v1 alone."""
+    return InstanceNormPlus(channels, conditional) if conditional else None
 
 
 class Residual(nn.Module):
@@ -75,12 +83,12 @@ class Residual(nn.Module):
     def __init__(self, before: int, after: int, dilation: int, turn: bool, conditional: bool):
         super().__init__()
         self.conv1, self.conv2 = [
-            Conv(before, width, nn.ELU(), conditional, norm=True, bias=True, dilation=dilation)
+            Conv(InstanceNormPlus(before, conditional), nn.ELU(), _conv(before, width, dilation))
             for width in (before, after)
         ]
         self.shrink, self.skip = nn.Identity(), nn.Identity()
         if turn and dilation > 1:
-            self.skip = nn.Conv2d(before, after, 3, padding=dilation, dilation=dilation)
+            self.skip = _conv(before, after, dilation)
         elif turn:  # pooling before a 1x1 convolution equals pooling after it, at a quarter of the cost
             self.shrink = nn.AvgPool2d(2)
             self.skip = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(before, after, 1))
@@ -96,7 +104,7 @@ class Units(nn.Module):
         super().__init__()
         self.units = nn.ModuleList(
             nn.ModuleList(
-                Conv(channels, channels, nn.ELU(), conditional, norm=conditional, bias=False) for _ in range(2)
+                Conv(_norm(channels, conditional), nn.ELU(), _conv(channels, channels, bias=False)) for _ in range(2)
             )
             for _ in range(units)
         )
@@ -118,11 +126,11 @@ class Refine(nn.Module):
         self.adapt = nn.ModuleList(Units(width, 2, conditional) for width in before)
         fused = before if len(before) > 1 else []
         self.fuse = nn.ModuleList(
-            Conv(width, after, nn.Identity(), conditional, norm=conditional, bias=True) for width in fused
+            Conv(_norm(width, conditional), nn.Identity(), _conv(width, after)) for width in fused
         )
         pool = nn.AvgPool2d if conditional else nn.MaxPool2d
         self.chain = nn.ModuleList(
-            Conv(after, after, pool(5, 1, 2), conditional, norm=conditional, bias=False) for _ in range(2)
+            Conv(_norm(after, conditional), pool(5, 1, 2), _conv(after, after, bias=False)) for _ in range(2)
         )
         self.last = Units(after, units, conditional)
 
@@ -179,7 +187,7 @@ class RefineNet(nn.Module):
             Refine([wide, wide], channels, 1, conditional),
             Refine([channels, channels], channels, 3, conditional),
         ])  # fmt: skip
-        self.last = Conv(channels, folded, nn.ELU(), conditional, norm=True, bias=True)
+        self.last = Conv(InstanceNormPlus(channels, conditional), nn.ELU(), _conv(channels, folded))
 
     @property
     def deepest(self) -> nn.Module:

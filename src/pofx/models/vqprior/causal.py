@@ -5,6 +5,7 @@ Both take the first n codes of each image, (b, n), and return the logits of the 
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,16 +31,17 @@ class Transformer(nn.Module):
     Args:
         size: number of different codes.
         length: codes of an image.
+        cfg: Config of vqprior.py: width, layers, heads, dropout.
     """
 
-    def __init__(self, size: int, length: int, width: int, layers: int, heads: int, dropout: float):
+    def __init__(self, size: int, length: int, cfg: Any):
         super().__init__()
-        self.embed = nn.Embedding(size + 1, width)  # the last one: the start
-        self.place = nn.Embedding(length, width)
+        self.embed = nn.Embedding(size + 1, cfg.width)  # the last one: the start
+        self.place = nn.Embedding(length, cfg.width)
         for table in (self.embed, self.place):
             nn.init.normal_(table.weight, std=0.02)
-        self.blocks = nn.ModuleList([TransformerBlock(width, heads, dropout) for _ in range(layers)])
-        self.norm, self.head = nn.LayerNorm(width), _head(width, size)
+        self.blocks = nn.ModuleList(TransformerBlock(cfg.width, cfg.heads, cfg.dropout) for _ in range(cfg.layers))
+        self.norm, self.head = nn.LayerNorm(cfg.width), _head(cfg.width, size)
 
     def forward(self, codes: Int64[Tensor, "b n"], cache: Cache | None = None) -> Float[Tensor, "b m size"]:
         """With a `cache`, which is filled, only what it lacks is computed: call it with one code more each time, from
@@ -81,14 +83,16 @@ class PixelCNN(nn.Module):
     Args:
         size: number of different codes.
         side: height and width of the map of codes.
+        cfg: Config of vqprior.py: width, layers, dropout.
     """
 
-    def __init__(self, size: int, side: tuple[int, int], width: int, layers: int, dropout: float):
+    def __init__(self, size: int, side: tuple[int, int], cfg: Any):
         super().__init__()
         self.side = side
-        self.embed = nn.Embedding(size, width)
-        self.layers = nn.ModuleList([GatedLayer(width, 3 if i else 7) for i in range(layers)])
-        self.out, self.head, self.dropout = nn.Linear(width, width), _head(width, size), rng.Dropout(dropout)
+        self.embed = nn.Embedding(size, cfg.width)
+        self.layers = nn.ModuleList(GatedLayer(cfg.width, 3 if i else 7) for i in range(cfg.layers))
+        self.out, self.head = nn.Linear(cfg.width, cfg.width), _head(cfg.width, size)
+        self.dropout = rng.Dropout(cfg.dropout)
 
     def forward(self, codes: Int64[Tensor, "b n"], cache: Cache | None = None) -> Float[Tensor, "b m size"]:
         """A `cache` saves nothing: each call computes the whole map."""

@@ -52,9 +52,9 @@ class Model(Sampled, Coded, Bounded):
         self.base = base.requires_grad_(False).eval()
         size, length = base.cfg.codes, base.length
         if cfg.network == "transformer":
-            self.net = Transformer(size, length, cfg.width, cfg.layers, cfg.heads, cfg.dropout)
+            self.net = Transformer(size, length, cfg)
         else:
-            self.net = PixelCNN(size, base.map, cfg.width, cfg.layers, cfg.dropout)
+            self.net = PixelCNN(size, base.map, cfg)
 
     def train(self, mode: bool = True) -> "Model":
         super().train(mode)
