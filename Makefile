@@ -28,7 +28,7 @@ repro: setup  ## everything, up to the report; WORKERS=1: one stage after the ot
 	$(BIN)/python -m tools.parallel $(if $(GPUS),--gpus $(GPUS)) $(if $(WORKERS),--workers $(WORKERS))
 
 test: setup  ## the tests, two files at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## ruff, rules and format
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """What several test files share: the families at their default setting, small images to train on, one thread."""
 
 import dataclasses
+import os
 from functools import cache
 
 import numpy as np
@@ -17,12 +18,18 @@ from pofx.train.state import Slot
 from tools import compose
 
 SHAPE = (3, 32, 32)  # of the images below
+LONGEST = ("test_pipeline", "test_families", "test_processes", "test_reruns", "test_rows", "test_parallel", "test_memo")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take longest go first, so that two workers end at about the same time."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """Sums over threads depend on their number: with one, golden numbers and bitwise claims hold on every machine."""
-    torch.set_num_threads(1)
+def threads():
+    """Sums over threads depend on their number: one by default, as in `make test`, or TEST_THREADS."""
+    torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
 
 @pytest.fixture(scope="session")

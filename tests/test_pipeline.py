@@ -137,7 +137,7 @@ def test_outputs(clone: Clone):
         card = json.loads((clone.folder / f"models/{family}/model.json").read_text())
         assert card["family"] == family and card["provenance"]["code"], "see the head of dvc.yaml"
     summary = json.loads((clone.folder / "metrics/summary.json").read_text())
-    assert set(summary["fd_effnet"]) == set(FAMILIES)
+    assert set(summary["fd_effnet"]) == {"vae-mixture", "ebm-fresh", *FAMILIES}, "every row"
     scored = [json.loads((clone.folder / f"metrics/fid/{f}.json").read_text())["fd_effnet"] for f in FAMILIES]
     assert {"vae-mixture", "ebm-fresh", *FAMILIES} <= {row for rows in scored for row in rows}
     assert all(np.isfinite(v) for rows in scored for v in rows.values())
@@ -220,7 +220,8 @@ def test_temporary_clone(clone: Clone):
     command = "dvc exp run --temp -n edited"
     clone.kill(command, "runs/train_ebm/*/state.pt")
     output = clone(command)
-    assert ran(output) == set(ENERGY.format("ebm").split())
+    # What the killed clone had ended, such as check, comes from the run cache.
+    assert ran(output) - {"check"} == set(ENERGY.format("ebm").split()) - {"check"}
     files = set(re.findall(r"^network: (.*)$", output, re.MULTILINE))
     assert files and all(f.startswith(str(clone.folder / ".dvc" / "tmp" / "exps")) for f in files)
     assert resumed(output) > 0, "the temporary clone that was killed is gone, but not the state"
