@@ -101,7 +101,8 @@ class Repository:
         path.write_text(json.dumps(tree))
 
     def edit(self, path: str, text: str = "EDITED = True") -> None:
-        with (self.folder / "src/pofx" / path).open("a") as file:
+        with (self.folder / "src/pofx" / path).open("r+") as file:  # it exists
+            file.seek(0, 2)
             file.write(f"{text}\n")
 
 
@@ -169,7 +170,7 @@ def test_the_file_of_a_family(repository):
 
 
 def test_a_metric(repository):
-    repository.edit("score/colour.py")
+    repository.edit("score/measures.py")
     assert repository.ran() == {"check", "reference", "report"} | FIDS | SWEEPS | ENERGIES
 
 
