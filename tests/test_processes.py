@@ -151,8 +151,13 @@ def two(tmp_path_factory) -> Path:
 def alike(one: tuple, other: tuple) -> None:
     for row, again in zip(one[0], other[0], strict=True):
         assert row == pytest.approx(again, **ROUNDING)
-    for key, value in one[1].items():  # Adam magnifies the rounding of gradients near zero
-        assert np.allclose(value.astype(float), other[1][key].astype(float), rtol=1e-4, atol=2e-3), key
+    for key, value in one[1].items():
+        again = other[1][key]
+        if value.dtype == np.uint8:  # images of a replay buffer: rounding may tip a grey level over here and there
+            assert np.allclose(value.astype(int), again.astype(int), rtol=0, atol=1), key
+            assert (value != again).mean() < 0.01, key
+        else:  # Adam magnifies the rounding of gradients near zero
+            assert np.allclose(value, again, rtol=1e-4, atol=2e-3), key
 
 
 def same(one: tuple, other: tuple) -> None:
@@ -173,7 +178,16 @@ def test_a_run_goes_on_with_another_number_of_processes(two):
     alike(train(STOPPED, two / "half"), kept(two, STOPPED))
 
 
-def test_two_processes_draw_and_measure_as_one(two, tmp_path, monkeypatch):
+@pytest.fixture
+def one_thread():
+    """As each of the two processes has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_two_processes_draw_and_measure_as_one(two, tmp_path, monkeypatch, one_thread):
     measurable(tmp_path)
     monkeypatch.chdir(tmp_path)
     for stage in (sample, fid):
