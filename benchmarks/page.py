@@ -1,6 +1,7 @@
 """The records of benchmarks as tables: on the terminal, and in docs/performance.md between two markers."""
 
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
 
 def tables(kept: dict[str, Any], picture: str | None) -> str:
     """What one machine measured, as Markdown."""
-    rows, clock, told = [], [], []
+    rows, clock, lines = [], [], []
     for name, record in kept["rows"].items():
         when = f"{record['date']}, {record['load'][0]:g}"
         if "seconds" in record:
@@ -72,8 +73,8 @@ def tables(kept: dict[str, Any], picture: str | None) -> str:
             if (part := record.get("of which import torch")) is not None:
                 clock.append(f"| of which `import torch` | {part:g} | | | |")
         elif "curves" in record:
-            told.append(f"Cost of {record['what']}:")
-            told += [f"- {axis}, {straight(points)}" for axis, points in record["curves"].items()]
+            lines.append(textwrap.fill(f"Cost of {record['what']}:", 120))
+            lines += [f"- {axis}, {straight(points)}" for axis, points in record["curves"].items()]
         else:
             rows += _race(name, record, when)
     head = [f"### {kept['machine']}, torch {kept['torch']}", ""]
@@ -88,10 +89,12 @@ def tables(kept: dict[str, Any], picture: str | None) -> str:
     if clock:
         head += ["| | seconds (fastest) | processor's seconds | target | date, load |", "|---|---|---|---|---|", *clock]
         head += [""]
-    head += [told[0], "", *told[1:], ""] if told else []
+    head += [lines[0], "", *lines[1:], ""] if lines else []
     head += [f"![seconds of drawing against images, evaluations and batch]({picture})", ""] if picture else []
     listed = [
-        f"- `{name}`: {record['what']}{_notes(record)}" for name, record in kept["rows"].items() if "ours" in record
+        textwrap.fill(f"- `{name}`: {record['what']}{_notes(record)}", 120, subsequent_indent="  ")
+        for name, record in kept["rows"].items()
+        if "ours" in record
     ]
     return "\n".join([*head, *listed])
 

@@ -15,11 +15,11 @@ from pofx.data.binary import Preprocess
 from pofx.data.download import Data
 from pofx.models import store
 from pofx.sample import rows
+from pofx.score.denoising import Sweep
 from pofx.score.energy import Energy
 from pofx.score.extractor import Fid
 from pofx.score.likelihood import Likelihood
 from pofx.score.probe import Probe
-from pofx.score.denoising import Sweep
 from pofx.train.config import settings
 
 SECTIONS = {"data": Data, "preprocess": Preprocess, "fid": Fid, "likelihood": Likelihood, "probe": Probe,
@@ -34,7 +34,7 @@ def check(tree: dict[str, Any]) -> None:
     """
     families = config.family_names()
     sections = [*config.SHARED_SECTIONS, *families]
-    config.known(tree, sections, "params.yaml")
+    config.refuse_unknown(tree, sections, "params.yaml")
     if missing := [key for key in sections if key not in tree]:
         raise UserError(f"section {missing[0]} is missing: add it (presets/default.yaml has one)")
     config.convert(int, tree["seed"], "seed")

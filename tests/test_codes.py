@@ -6,7 +6,8 @@ import torch
 from conftest import build, small
 
 from pofx.base.images import Batches, to_model, to_uint8
-from pofx.models.family import Latent, active, kl
+from pofx.models.family import Latent
+from pofx.models.features import active, kl
 from pofx.sample.interpolation import lerp, slerp
 from pofx.score import codes
 

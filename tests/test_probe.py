@@ -9,7 +9,8 @@ from pofx.base import config
 from pofx.base.errors import UserError
 from pofx.base.images import Batches, to_model
 from pofx.models import store
-from pofx.models.family import Featured, inside
+from pofx.models.family import Featured
+from pofx.models.features import inside
 from pofx.sample.cost import counted
 from pofx.score import probe
 

@@ -61,7 +61,7 @@ def params(path: str = "params.yaml") -> dict[str, Any]:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} is empty: `git checkout {path}`")
-    known(tree, [*SHARED_SECTIONS, *family_names()], path)
+    refuse_unknown(tree, [*SHARED_SECTIONS, *family_names()], path)
     return tree
 
 
@@ -91,7 +91,7 @@ def build(cls: type[T], tree: Any, where: str) -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     if not isinstance(tree, dict):
         raise UserError(f"{where} = {tree!r} should be a mapping with the keys {', '.join(fields)}")
-    known(tree, fields, where)
+    refuse_unknown(tree, fields, where)
     for key, field in fields.items():
         if key not in tree and field.default is field.default_factory is dataclasses.MISSING:
             raise UserError(f"{where}.{key} is missing: add it")
@@ -103,7 +103,7 @@ def build(cls: type[T], tree: Any, where: str) -> T:
         raise UserError(f"{where}.{error}") from None
 
 
-def known(keys: Collection[str], allowed: Collection[str], where: str) -> None:
+def refuse_unknown(keys: Collection[str], allowed: Collection[str], where: str) -> None:
     """Refuse a key that is none of `allowed`, and name the nearest of them."""
     for key in keys:
         if key not in allowed:

@@ -16,7 +16,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from pofx.base.rng import Noise
-from pofx.models.family import PROBED, Featured, Images, Shape, inside
+from pofx.models.family import Featured, Images, Shape
+from pofx.models.features import PROBED, inside
 
 Levels = Float64[np.ndarray, " _"]  # noise levels, images on [-1, 1]
 SIGMA_DATA = 0.5  # standard deviation of natural images on [-1, 1]

@@ -6,11 +6,10 @@ file has a third name: `Sample`, how to draw. What only some families can do is 
 """
 
 import abc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
@@ -19,7 +18,6 @@ from pofx.base.rng import Noise
 Images = Float[Tensor, "b c h w"]  # in [-1, 1]
 Shape = tuple[int, int, int]  # channels, height, width
 Terms = dict[str, Tensor]  # "loss": (b,); others (b,) or (), for the curves; "alarm_..." and "warn_...": () bool
-PROBED = 0.1  # noise level at which features are taken, images on [-1, 1]: that of small things
 
 
 class Family(nn.Module, abc.ABC):
@@ -94,31 +92,6 @@ class Featured(Family):
         """Without randomness."""
 
 
-class _Reached(Exception):
-    """Ends the forward pass: what comes after the layer is not computed."""
-
-
-def inside(layer: nn.Module, run: Callable[[], Any]) -> Float[Tensor, "b d"]:
-    """The map that `layer` puts out while `run` runs, by `averaged`."""
-
-    def stop(_module: nn.Module, _input: Any, out: Tensor) -> None:
-        raise _Reached(out)
-
-    handle = layer.register_forward_hook(stop)
-    try:
-        run()
-    except _Reached as reached:
-        return averaged(reached.args[0])
-    finally:
-        handle.remove()
-    raise ValueError("the layer was not reached")
-
-
-def averaged(h: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-    """A map averaged to 2x2 places, which keeps roughly where things are: 4 numbers a channel."""
-    return F.adaptive_avg_pool2d(h.float(), 2).flatten(1)
-
-
 class Coded(Featured):
     """A family that encodes images."""
 
@@ -150,16 +123,6 @@ class Latent(Coded):
 
     def features(self, x: Images) -> Float[Tensor, "b latent"]:
         return self.encode(x)
-
-
-def kl(mean: Float[Tensor, "b latent"], log_var: Float[Tensor, "b latent"]) -> Float[Tensor, "b latent"]:
-    """KL( q(z|x) || N(0, I) ) of every unit of a Gaussian code, in nats."""
-    return 0.5 * (mean.square() + log_var.exp() - log_var - 1)
-
-
-def active(mean: Float[Tensor, "n latent"]) -> Bool[Tensor, " latent"]:
-    """The units in use: the mean of q(z|x) has a variance over images above 0.01 (Burda et al. 2016)."""
-    return mean.var(0, correction=0) > 0.01
 
 
 class Bounded(Family):

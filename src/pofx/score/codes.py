@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from pofx.base.images import Batches, Images, Sheet, to_model, to_uint8
-from pofx.models.family import Coded, Latent, active, kl
+from pofx.models.family import Coded, Latent
+from pofx.models.features import active, kl
 from pofx.sample.interpolation import lerp, slerp
 
 Exact = Float[np.ndarray, "n 3 h w"]  # on [-1, 1]

@@ -5,7 +5,6 @@ from functools import cached_property
 
 import numpy as np
 import scipy.linalg
-import scipy.stats
 from jaxtyping import Float, Float64, Int64
 from scipy.spatial.distance import cdist
 
@@ -78,6 +77,8 @@ def extrapolated(x: Float[np.ndarray, "n d"], y: Target, seed: int) -> tuple[flo
     """
     if len(x) < 2 * x.shape[1]:
         return None
+    import scipy.stats  # late: a third of a second, which most stages save
+
     rng = np.random.RandomState(seed % 2**32)
     inverse = np.linspace(2 / len(x), 1 / len(x), POINTS)
     values = [frechet(x[rng.choice(len(x), round(1 / part), replace=False)], y) for part in inverse]

@@ -62,13 +62,13 @@ def outsiders(test: Images, train: UInt8[np.ndarray, "m 3 h w"], data: str, seed
 
 def shuffled(images: Images, rng: np.random.Generator) -> Images:
     """Every image cut into TILES x TILES squares, which change places; pixels left over, right and below, stay."""
-    h, w = (side // TILES for side in images.shape[2:])
-    squares = [np.s_[:, y * h : (y + 1) * h, x * w : (x + 1) * w] for y in range(TILES) for x in range(TILES)]
-    orders = rng.permuted(np.tile(np.arange(TILES**2), (len(images), 1)), axis=1)
+    (n, c), (h, w) = images.shape[:2], (side // TILES for side in images.shape[2:])
+    whole = np.s_[:, :, : TILES * h, : TILES * w]
+    squares = images[whole].reshape(n, c, TILES, h, TILES, w).transpose(0, 2, 4, 1, 3, 5).reshape(n, TILES**2, c, h, w)
+    orders = rng.permuted(np.tile(np.arange(TILES**2), (n, 1)), axis=1)
+    mixed = squares[np.arange(n)[:, None], orders].reshape(n, TILES, TILES, c, h, w).transpose(0, 3, 1, 4, 2, 5)
     moved = images.copy()
-    for image, source, order in zip(moved, images, orders, strict=True):
-        for square, other in zip(squares, order, strict=True):
-            image[square] = source[squares[other]]
+    moved[whole] = mixed.reshape(n, c, TILES * h, TILES * w)
     return moved
 
 

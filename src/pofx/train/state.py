@@ -37,6 +37,7 @@ class Slot:
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = Path(root) / stage / key
         self.path = self.folder / "state.pt"
+        self._before, self._began, self._saved = 0.0, time.monotonic(), time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         if dist.first():
             self._hold(fresh)
@@ -79,14 +80,13 @@ class Slot:
 
     def resume(self, parts: dict[str, Any], device: torch.device) -> int:
         """Bring the parts of a training to the state last saved, if there is one; returns its step, else 0."""
-        self._before, self._began, self._saved = 0.0, time.monotonic(), time.monotonic()
         state = self.load(device)
-        if state is None:
-            return 0
-        for key, part in parts.items():
-            part.load_state_dict(state[key])
-        self._before = state["seconds"]
-        return state["step"]
+        if state is not None:
+            for key, part in parts.items():
+                part.load_state_dict(state[key])
+            self._before = state["seconds"]
+        self._began = self._saved = time.monotonic()
+        return state["step"] if state is not None else 0
 
     def keep(self, parts: dict[str, Any], step: int) -> None:
         """Save the parts of a training after `step` steps."""

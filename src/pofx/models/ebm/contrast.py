@@ -27,7 +27,8 @@ from pofx.base.progress import Bar
 from pofx.base.rng import Noise
 from pofx.models.ebm.chains import Chains, Draw, Observed, Sample, drawn_from, last, slope
 from pofx.models.ebm.network import Energy
-from pofx.models.family import Images, Shape, Terms, inside
+from pofx.models.family import Images, Shape, Terms
+from pofx.models.features import inside
 
 NEIGHBOURS = 100  # images of the buffer among which the entropy term looks for the nearest
 ALARMS = {

@@ -28,7 +28,8 @@ from pofx.base.rng import Noise
 from pofx.models.denoiser import SIGMA_DATA, loss_weight
 from pofx.models.ebm.chains import CALM, Chains, Draw, Observed, Sample, drawn_from, last, slope
 from pofx.models.ebm.network import Energy
-from pofx.models.family import PROBED, Images, Shape, Terms, inside
+from pofx.models.family import Images, Shape, Terms
+from pofx.models.features import PROBED, inside
 
 IDLE = 1000  # steps after which denoising should have a smaller loss than NONE
 NONE = 0.8  # with no network the loss is about 1

@@ -25,7 +25,8 @@ from pofx.base.errors import UserError
 from pofx.base.fetch import File, find
 from pofx.base.images import to_model
 from pofx.base.rng import Noise
-from pofx.models.family import Images, ImportanceWeighted, Latent, Sampled, Shape, Terms, active, kl
+from pofx.models.family import Images, ImportanceWeighted, Latent, Sampled, Shape, Terms
+from pofx.models.features import active, kl
 from pofx.models.pixels import gaussian, logistic
 from pofx.models.vae import perceptual
 from pofx.models.vae.autoencoder import Decoder, Encoder
@@ -118,12 +119,12 @@ class Model(Sampled, Latent, ImportanceWeighted):
         if not self.training:
             x = self.dequantised(x)
         out, log_px, log_ratio, units = self.draw(x, cfg.importance)
-        kl, nats = units.sum(1), log_px.mean(0)
+        divergence, nats = units.sum(1), log_px.mean(0)
         if cfg.importance == 1:
             loss = self.price(units) - nats
         else:
             loss = math.log(cfg.importance) - (log_px - self.beta() * log_ratio).logsumexp(0)
-        terms = {"loss": loss, "log_px": nats, "kl": kl}
+        terms = {"loss": loss, "log_px": nats, "kl": divergence}
         if not self.logistic:
             terms["sigma"] = gaussian.log_sigma(self.width).exp()
         if self.training and cfg.perceptual.alpha:
@@ -133,7 +134,7 @@ class Model(Sampled, Latent, ImportanceWeighted):
             self.seen += len(x) * dist.parts()
         else:  # the bound itself has beta 1
             unit = x[0].numel() * math.log(2)
-            terms |= {"bpd_prior": kl / unit, "bpd_decoder": -nats / unit - self.log_bin() / math.log(2)}
+            terms |= {"bpd_prior": divergence / unit, "bpd_decoder": -nats / unit - self.log_bin() / math.log(2)}
             terms["bpd"] = terms["bpd_prior"] + terms["bpd_decoder"]
         return terms
 
@@ -179,12 +180,12 @@ class Model(Sampled, Latent, ImportanceWeighted):
 
     def price(self, units: Float[Tensor, "b latent"]) -> Float[Tensor, " b"]:
         """What the KL term costs an image. Free bits count every unit's mean over the batch, as published."""
-        cfg, kl = self.cfg, units.sum(1)
+        cfg, divergence = self.cfg, units.sum(1)
         if cfg.capacity:
-            return cfg.beta * (kl - cfg.capacity * self.ramp()).abs()
+            return cfg.beta * (divergence - cfg.capacity * self.ramp()).abs()
         if cfg.free_bits:
-            kl = dist.mean(units).clamp(min=cfg.free_bits).sum().expand(len(units))
-        return self.beta() * kl
+            divergence = dist.mean(units).clamp(min=cfg.free_bits).sum().expand(len(units))
+        return self.beta() * divergence
 
     def ramp(self) -> Tensor | float:
         """From 0 to 1 over the warm-up; 1 in evaluation."""

@@ -23,7 +23,8 @@ from pofx.base import dist
 from pofx.base.errors import UserError
 from pofx.base.images import to_model
 from pofx.base.rng import Noise
-from pofx.models.family import Bounded, Coded, Images, Sampled, Shape, Terms, averaged
+from pofx.models.family import Bounded, Coded, Images, Sampled, Shape, Terms
+from pofx.models.features import averaged
 from pofx.models.pixels import gaussian
 from pofx.models.vqvae.codebook import Codebook, perplexity
 
