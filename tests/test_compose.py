@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 OF_FAMILIES = [name for name in PRESETS if "-" in name]
 SCALES = ["laptop", "hour", "gpu", "paper"]
-COMBINATIONS = list(itertools.product(["sprites", "cifar10"], SCALES))
+COMBINATIONS = list(itertools.product(["smileys", "sprites", "cifar10"], SCALES))
 
 
 def composed(*words: str) -> dict:
@@ -59,7 +59,7 @@ def test_every_combination_is_valid(data, scale):
 
 
 def test_no_more_presets_than_one_can_know():
-    assert len(PRESETS) <= 18 and {*SCALES, "sprites", "cifar10", "default"} == set(PRESETS) - set(OF_FAMILIES)
+    assert len(PRESETS) <= 20 and {*SCALES, *compose.DATA, "default"} == set(PRESETS) - set(OF_FAMILIES)
 
 
 def test_the_default_preset_restates_the_defaults_of_the_code():
@@ -148,7 +148,7 @@ def test_a_user_reads_all_of_params_yaml():
 
 def test_comments_order_and_layout_of_the_default_survive():
     source = (ROOT / "presets" / "default.yaml").read_text()
-    assert compose.text([]).partition("\n\n")[2] == source.replace("name: sprites", "name: sprites", 1)
+    assert compose.text([]).partition("\n\n")[2] == source
     text = compose.text(["gpu", "cifar10", "vae.train.lr=3e-05", "models=[vae]", "preprocess.n_train=64", "ddpm-wide"])
     comments = [line.partition("#")[2] for line in source.splitlines() if "#" in line]
     assert [line.partition("#")[2] for line in text.splitlines()[1:] if "#" in line] == comments

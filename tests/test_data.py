@@ -1,4 +1,4 @@
-"""Data: the sprites, the binary layout, and the download with everything that can go wrong with it."""
+"""Data: the smileys, the sprites, the binary layout, and the download with everything that can go wrong with it."""
 
 import dataclasses
 import errno
@@ -29,13 +29,75 @@ import stages.explore
 import stages.preprocess
 from pofx.base import config, fetch
 from pofx.base.errors import UserError
-from pofx.data import binary, download, sprites
+from pofx.data import binary, download, smileys, sprites
 from pofx.report import explore
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = dict.fromkeys([*binary.TRAIN, *binary.TEST], 3)  # a CIFAR-10 of 18 images
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-NO_SPRITES = sprites.Sprites(0, 5, 1)
+
+
+# The smileys
+
+
+def test_smileys_are_a_function_of_seed_split_and_index():
+    images, factors = smileys.generate(24, seed=3)
+    again, more = smileys.generate(40, seed=3), smileys.factors(40, 3, 0)
+    assert images.shape == (24, 3, 32, 32) and images.dtype == np.uint8
+    assert (again[0][:24] == images).all() and (more[:24] == factors).all()
+    assert (smileys.render(factors[5:9]) == images[5:9]).all()
+    assert (smileys.generate(24, seed=4)[0] != images).any()
+    assert (smileys.generate(24, seed=3, split=1)[0] != images).any()
+
+
+def test_smileys_are_the_same_bytes_everywhere():
+    digests = {16: "08d6be856fbe", 32: "e5609d5f10a8", 64: "e0096abf11d5"}
+    for side, digest in digests.items():
+        assert sha(smileys.generate(256, seed=0, side=side)[0].tobytes())[:12] == digest, side
+
+
+def test_a_tenth_of_the_kinds_is_held_out_of_training_and_of_training_alone():
+    train, test = (smileys.factors(40_000, 0, split) for split in (0, 1))
+    kinds = [np.ravel_multi_index(f[:, :5].astype(int).T, smileys.COUNTS) for f in (train, test)]
+    assert len(smileys.HELD_OUT) == 86 and len(smileys.TRAINED) == 778
+    assert set(kinds[0]) == set(smileys.TRAINED) and set(kinds[1]) == set(range(864))
+    assert np.isin(kinds[1], smileys.HELD_OUT).mean() == pytest.approx(86 / 864, abs=0.01)
+    for column, count in zip(train[:, :5].T, smileys.COUNTS, strict=True):
+        assert np.bincount(column.astype(int)) / len(train) == pytest.approx(np.full(count, 1 / count), abs=0.02)
+    poses = np.concatenate([train, test])[:, 5:]
+    assert (poses >= smileys.LOW).all() and (poses <= smileys.HIGH).all()
+    assert poses.mean(0) == pytest.approx([16, 16, 12], abs=0.02)
+    assert np.abs(np.corrcoef(test.T) - np.eye(8)).max() < 0.03
+
+
+@pytest.mark.parametrize("side", [16, 32, 64])
+def test_a_flipped_smiley_is_a_smiley(side):
+    images, f = smileys.generate(200, seed=1, split=1, side=side)
+    f[:, 5] = 32 - f[:, 5]
+    assert np.abs(smileys.render(f, side).astype(int) - images[..., ::-1]).max() <= 1  # the place is a float32
+
+
+def test_smileys_of_all_sizes_are_the_same_faces():
+    """An image of half the side is the mean of squares of four pixels, but for what a ramp a pixel wide rounds off."""
+    f = smileys.factors(200, 0, 1)
+    large, middle, small = (smileys.render(f, side).astype(float) for side in (64, 32, 16))
+    for one, half, most in ((large, middle, 3), (middle, small, 6)):
+        pooled = one.reshape(*one.shape[:2], half.shape[2], 2, half.shape[3], 2).mean((3, 5))
+        assert np.sqrt(np.square(pooled - half).mean()) < most
+
+
+def test_a_smiley_is_whole_and_its_strokes_are_two_pixels():
+    f = smileys.factors(2000, 0, 1)
+    kinds, pose = f[:, :5].astype(int), f[:, 5:].astype(float)
+    face, white, ink = smileys.covers(*kinds[:, [0, 3, 4]].T, pose, 32)
+    assert np.concatenate([face[:, [0, -1]], face[:, :, [0, -1]].swapaxes(1, 2)]).max() < 0.5 + 1e-9
+    assert (face - white - ink).min() > -1e-9, "eyes and mouth lie within the head, and apart"
+    assert min(white.min(), ink.min()) >= 0 and (white.sum((1, 2)) > 0).tolist() == (kinds[:, 3] == 1).tolist()
+    assert (ink.max(2) > 0.5).sum(1).min() >= 4, "two rows of eyes and two of mouth, at least"
+    area = {"disc": math.pi, "square": 4 * 0.86**2 - (4 - math.pi) * 0.04, "triangle": 1.85, "hexagon": 1.5 * 3**0.5}
+    for head, shape in enumerate(smileys.KINDS["head"]):
+        rows = kinds[:, 0] == head
+        assert face[rows].sum((1, 2)) == pytest.approx(area[shape] * pose[rows, 2] ** 2, rel=0.01)
 
 
 # The sprites
@@ -87,11 +149,12 @@ def test_a_record_is_the_label_then_red_green_and_blue_row_by_row(tmp_path):
     assert data[1 + 1024 * 2 + 32 * 5 + 9] == image[0, 2, 5, 9]
 
 
-def test_batches_survive_a_round_trip(tmp_path):
+@pytest.mark.parametrize("side", [16, 32])
+def test_batches_survive_a_round_trip(tmp_path, side):
     rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (5, 3, 32, 32), np.uint8), rng.integers(0, 10, 5, np.uint8)
+    images, labels = rng.integers(0, 256, (5, 3, side, side), np.uint8), rng.integers(0, 10, 5, np.uint8)
     binary.write_batch(tmp_path / "b", images, labels)
-    x, y = binary.read_batch(tmp_path / "b", 5, 10)
+    x, y = binary.read_batch(tmp_path / "b", 5, 10, side)
     assert (x == images).all() and (y == labels).all()
 
 
@@ -107,7 +170,7 @@ def test_a_damaged_batch_is_refused(tmp_path, cut, records, classes, says):
     binary.write_batch(tmp_path / "b", np.zeros((5, 3, 32, 32), np.uint8), np.arange(5, dtype=np.uint8))
     (tmp_path / "b").write_bytes((tmp_path / "b").read_bytes()[: 5 * 3073 - cut])
     with pytest.raises(UserError, match=says):
-        binary.read_batch(tmp_path / "b", records, classes)
+        binary.read_batch(tmp_path / "b", records, classes, 32)
 
 
 def test_a_subset_is_shuffled_nested_and_checked():
@@ -156,7 +219,7 @@ def members() -> dict[str, bytes]:
     rng = np.random.default_rng(0)
     files = {f"cifar-10-batches-bin/{binary.NAMES}": ("\n".join(CLASSES) + "\n\n").encode()}
     for file, n in RECORDS.items():
-        records = rng.integers(0, 256, (n, binary.RECORD), np.uint8)
+        records = rng.integers(0, 256, (n, binary.record(32)), np.uint8)
         records[:, 0] %= 10
         files[f"cifar-10-batches-bin/{file}"] = records.tobytes()
     return files | {"cifar-10-batches-bin/readme.html": b"<html>"}
@@ -179,7 +242,7 @@ def sha(data: bytes | Path) -> str:
 
 def get(url: str, sha256: str, root: Path) -> Path:
     """The whole download into root/data/raw, with what is fetched in root/runs."""
-    data = download.Data("cifar10", url, sha256, NO_SPRITES)
+    data = download.Data("cifar10", url, sha256)
     download.fetch_cifar10(data, root / "data" / "raw", root / "runs", root, RECORDS)
     return root / "data" / "raw"
 
@@ -508,7 +571,7 @@ def test_a_full_disk_while_fetching_or_unpacking(tmp_path, tar, monkeypatch, cap
 
 
 def test_a_full_disk_while_drawing_keeps_the_old_sprites(tmp_path, monkeypatch):
-    download.draw_sprites(sprites.Sprites(0, 10, 2), tmp_path / "data" / "raw")
+    download.draw(sprites, sprites.Sprites(0, 10, 2), sprites.render, tmp_path / "data" / "raw")
 
     def full(path, images, labels):
         path.write_bytes(b"half")
@@ -516,7 +579,7 @@ def test_a_full_disk_while_drawing_keeps_the_old_sprites(tmp_path, monkeypatch):
 
     monkeypatch.setattr(binary, "write_batch", full)
     with pytest.raises(SystemExit, match=r"error: no space left for .*data_batch_1.bin: free some"):
-        stages.run(download.draw_sprites, sprites.Sprites(1, 10, 2), tmp_path / "data" / "raw")
+        stages.run(download.draw, sprites, sprites.Sprites(1, 10, 2), sprites.render, tmp_path / "data" / "raw")
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["raw"]
     assert json.loads((tmp_path / "data" / "raw" / "meta.json").read_text())["seed"] == 0
 
@@ -575,28 +638,31 @@ def workspace(tmp_path, monkeypatch):
     config.params.cache_clear()
 
 
-def sprites_section(**changes) -> dict:
-    return {"name": "sprites", "url": "", "sha256": "", "sprites": {"seed": 0, "n_train": 62, "n_test": 20} | changes}
+def drawn(name: str, **changes) -> dict:
+    """A data section for a few images of a set that is drawn."""
+    return {"name": name, "url": "", "sha256": "", name: {"seed": 0, "n_train": 62, "n_test": 20} | changes}
 
 
 def outputs(root: Path) -> dict[str, str]:
     return {str(p.relative_to(root)): sha(p) for p in sorted(root.rglob("*")) if p.is_file()}
 
 
-def test_sprites_through_all_stages(workspace, monkeypatch):
-    root = workspace(sprites_section())
+@pytest.mark.parametrize(("source", "side"), [(smileys, 16), (smileys, 64), (sprites, 32)])
+def test_drawn_images_through_all_stages(workspace, monkeypatch, source, side):
+    name, sized = source.__name__.split(".")[-1], {"size": side} if source is smileys else {}
+    root = workspace(drawn(name, **sized))
     stages.download.main()
     stages.preprocess.main()
     stages.explore.main()
     images, labels = np.load("data/train.npy"), np.load("data/labels.npz")
-    assert images.shape == (62, 3, 32, 32) and images.dtype == np.uint8 and images.flags.c_contiguous
-    assert np.load("data/test.npy").shape == (20, 3, 32, 32)
-    assert labels["train"].dtype == np.int64 and tuple(labels["classes"]) == sprites.SHAPES
-    assert tuple(labels["factor_names"]) == sprites.FACTORS and labels["factors_test"].shape == (20, 8)
-    assert (labels["factors_train"][:, 0] == labels["train"]).all()
-    assert (sprites.render(labels["factors_train"]) == images).all()
+    assert images.shape == (62, 3, side, side) and images.dtype == np.uint8 and images.flags.c_contiguous
+    assert np.load("data/test.npy").shape == (20, 3, side, side)
+    assert labels["train"].dtype == np.int64 and tuple(labels["classes"]) == source.CLASSES
+    assert tuple(labels["factor_names"]) == source.FACTORS and labels["factors_test"].shape == (20, 8)
+    assert (labels["factors_train"][:, source.FACTORS.index(source.LABEL)] == labels["train"]).all()
+    assert (source.render(labels["factors_train"], *sized.values()) == images).all()
     told = json.loads(Path("metrics/data.json").read_text())
-    assert told["name"] == "sprites" and told["images"] == {"train": 62, "test": 20}
+    assert told["name"] == name and told["images"] == {"train": 62, "test": 20}
     assert list(told["mean"].values()) == pytest.approx((images / 255).mean(axis=(0, 2, 3)).tolist(), abs=1e-6)
     pictures = {p.stem: p.stat().st_size for p in Path("plots/data").iterdir()}
     assert set(pictures) == set(explore.FIGURES) and max(pictures.values()) < 150_000
@@ -610,7 +676,7 @@ def test_sprites_through_all_stages(workspace, monkeypatch):
 
 def test_cifar10_through_the_same_stages(workspace, tar, monkeypatch):
     monkeypatch.setattr(download, "CIFAR10_RECORDS", RECORDS)
-    section = {**sprites_section(), "name": "cifar10", "url": f"file://{tar}", "sha256": sha(tar)}
+    section = {**drawn("sprites"), "name": "cifar10", "url": f"file://{tar}", "sha256": sha(tar)}
     workspace(section, n_train=6, n_test=2)
     stages.download.main()
     stages.preprocess.main()
@@ -624,22 +690,26 @@ def test_cifar10_through_the_same_stages(workspace, tar, monkeypatch):
         stages.run(stages.preprocess.main)
 
 
-@pytest.mark.parametrize("changes", [{"seed": -1}, {"n_train": 4}, {"n_test": 0}])
-def test_sprites_that_cannot_be_drawn(workspace, changes):
-    root = workspace(sprites_section(**changes))
-    with pytest.raises(SystemExit, match=rf"error: data.sprites.{next(iter(changes))} = .* should be at least"):
+@pytest.mark.parametrize("name", ["smileys", "sprites"])
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [("seed", -1, "at least"), ("n_train", 4, "at least"), ("n_test", 0, "at least"), ("size", 20, "one of|unknown")],
+)
+def test_images_that_cannot_be_drawn(workspace, name, key, value, says):
+    root = workspace(drawn(name, **{key: value}))
+    with pytest.raises(SystemExit, match=rf"error: .*({says})"):
         stages.run(stages.download.main)
     assert_clean(root)
 
 
 def test_preprocess_before_download_says_so(workspace):
-    workspace(sprites_section())
+    workspace(drawn("smileys"))
     with pytest.raises(SystemExit, match=r"data/raw/meta.json is missing: run `dvc repro download`"):
         stages.run(stages.preprocess.main)
 
 
 def test_the_notebook_shows_the_same_figures(workspace):
-    root = workspace(sprites_section())
+    root = workspace(drawn("smileys"))
     stages.download.main()
     stages.preprocess.main()
     (root / "src").symlink_to(ROOT / "src")

@@ -1,4 +1,4 @@
-"""The whole pipeline under DVC, on 64 sprites in a clone of the working tree: what runs, and what a crash costs."""
+"""The whole pipeline under DVC, on 64 smileys in a clone of the working tree: what runs, and what a crash costs."""
 
 import json
 import os
@@ -20,7 +20,7 @@ N = 64
 FAMILIES = ("vae", "ebm", "ncsn", "ddpm", "edm", "vqprior")
 NET = {"channels": 8, "multipliers": [1, 2], "attention": [], "patch": 4}
 TINY = [
-    "ebm-igebm", f"data.sprites.n_train={N}", f"data.sprites.n_test={N}", f"sample.n={N}", "sample.seeds=2",
+    "ebm-igebm", f"data.smileys.n_train={N}", f"data.smileys.n_test={N}", f"sample.n={N}", "sample.seeds=2",
     f"fid.n_reference={N}", "fid.batch=32", "fid.kid_subsets=2", "fid.kid_subset_size=32",
     "vae.channels=[8,8,8]", "vae.latent=8", "vqvae.channels=8", "vqvae.codes=8", "vqvae.dim=4",
     "vqprior.width=8", "vqprior.layers=1",

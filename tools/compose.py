@@ -27,7 +27,8 @@ from stages.check import check
 
 PRESETS = ROOT / "presets"
 SCALES = {"laptop": "laptop", "hour": "laptop", "gpu": "gpu", "paper": "paper"}  # -> the block of a preset that holds
-KINDS = {"sprites": "data", "cifar10": "data"} | dict.fromkeys(SCALES, "scale")  # others: a family, `-`, a variant
+DATA = ("smileys", "sprites", "cifar10")  # the first is the default
+KINDS = dict.fromkeys(DATA, "data") | dict.fromkeys(SCALES, "scale")  # others: a family, `-`, a variant
 HEADER = "# composed by: python -m tools.compose "
 USAGE = "usage: python -m tools.compose [--flags | --check] [preset ...] [key=value ...]"
 PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z_/][\w/.:%?@+-]*", re.I)  # no quotes in Hydra's grammar
@@ -98,7 +99,7 @@ def _presets(words: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
         kind = KINDS.get(word, word.partition("-")[0])
         if chosen.setdefault(kind, word) != word:
             raise UserError(f"{chosen[kind]} and {word} are both {kind} presets: choose one")
-    names = [chosen.pop("data", "sprites"), chosen.pop("scale", "laptop"), *sorted(chosen.values())]
+    names = [chosen.pop("data", DATA[0]), chosen.pop("scale", "laptop"), *sorted(chosen.values())]
     layers = []
     for tree in (load((PRESETS / f"{name}.yaml").read_text()) or {} for name in names):
         layers += [{k: v for k, v in tree.items() if k not in SCALES}, tree.get(SCALES[names[1]], {})]

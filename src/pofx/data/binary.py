@@ -1,7 +1,7 @@
-"""CIFAR-10's binary layout, which both data sets use, and statistics of the images.
+"""CIFAR-10's binary layout, which all data sets use, and statistics of the images.
 
-A file is a sequence of records of 3,073 bytes: the label, then the red, green and blue plane of 32x32 pixels, row by
-row (https://www.cs.toronto.edu/~kriz/cifar.html). There is no header, so the size must be a multiple of 3,073.
+A file is a sequence of records: a byte for the label, then the red, green and blue plane of side x side pixels, row by
+row (https://www.cs.toronto.edu/~kriz/cifar.html). There is no header; meta.json beside the files has side and counts.
 """
 
 from dataclasses import dataclass, replace
@@ -15,14 +15,13 @@ from jaxtyping import Float64, Int64, UInt8
 from pofx.base.errors import UserError
 from pofx.base.files import read_json
 
-RECORD = 1 + 3 * 32 * 32  # bytes
 TRAIN, TEST = [f"data_batch_{i}.bin" for i in range(1, 6)], ["test_batch.bin"]
 FILES = {"train": TRAIN, "test": TEST}
 NAMES, META = "batches.meta.txt", "meta.json"
 CHANNELS = ("red", "green", "blue")
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)  # of the 50,000 training images, on [0, 1]
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
-Bytes = UInt8[np.ndarray, "n 3 32 32"]
+Bytes = UInt8[np.ndarray, "n 3 side side"]
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,16 @@ class Images:
     """A data set in memory; the dictionaries' keys are "train" and "test"."""
 
     name: str
-    images: dict[str, np.ndarray]  # uint8 (N, 3, 32, 32)
+    images: dict[str, np.ndarray]  # uint8 (N, 3, side, side)
     labels: dict[str, np.ndarray]  # int64 (N,), indices into `classes`
     classes: list[str]
     factors: dict[str, np.ndarray]  # float32 (N, F), factors of variation; empty where there are none
     factor_names: list[str]
+
+
+def record(side: int) -> int:
+    """Bytes of an image and its label."""
+    return 1 + 3 * side * side
 
 
 def write_batch(path: Path, images: Bytes, labels: UInt8[np.ndarray, " n"]) -> None:
@@ -48,7 +52,7 @@ def write_batch(path: Path, images: Bytes, labels: UInt8[np.ndarray, " n"]) -> N
     path.write_bytes(np.concatenate([labels[:, None], images.reshape(len(images), -1)], axis=1).tobytes())
 
 
-def read_batch(path: Path, records: int, classes: int) -> tuple[Bytes, UInt8[np.ndarray, " n"]]:
+def read_batch(path: Path, records: int, classes: int, side: int) -> tuple[Bytes, UInt8[np.ndarray, " n"]]:
     """Images and labels of one file.
 
     Raises:
@@ -59,23 +63,25 @@ def read_batch(path: Path, records: int, classes: int) -> tuple[Bytes, UInt8[np.
         data = np.frombuffer(path.read_bytes(), np.uint8)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {again}") from None
-    if data.size != records * RECORD:
-        raise UserError(f"{path} has {data.size} bytes, should be {records} records of {RECORD}: {again}")
-    data = data.reshape(records, RECORD)
+    size = record(side)
+    if data.size != records * size:
+        raise UserError(f"{path} has {data.size} bytes, should be {records} records of {size}: {again}")
+    data = data.reshape(records, size)
     if data[:, 0].max(initial=0) >= classes:
         raise UserError(f"{path} has a label {data[:, 0].max()}, should be below {classes}: {again}")
-    return data[:, 1:].reshape(-1, 3, 32, 32), data[:, 0]
+    return data[:, 1:].reshape(-1, 3, side, side), data[:, 0]
 
 
 def read(folder: Path) -> Images:
-    """The data set in a folder written by `download.build`; every file is checked against the counts in meta.json."""
+    """The data set in a folder written by `download.build`; every file is checked against side and counts in
+    meta.json."""
     if not (folder / META).exists():
         raise UserError(f"{folder / META} is missing: run `dvc repro download`")
     meta = read_json(folder / META)
     classes = (folder / NAMES).read_text().split()
     images, labels = {}, {}
     for split, files in FILES.items():
-        batches = [read_batch(folder / file, meta["records"][file], len(classes)) for file in files]
+        batches = [read_batch(folder / file, meta["records"][file], len(classes), meta["side"]) for file in files]
         images[split] = np.concatenate([x for x, _ in batches])
         labels[split] = np.concatenate([y for _, y in batches]).astype(np.int64)
     factors, names = {}, []

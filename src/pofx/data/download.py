@@ -1,7 +1,8 @@
-"""The data set as one folder in CIFAR-10's binary layout: an archive fetched and unpacked, or the sprites drawn.
+"""The data set as one folder in CIFAR-10's binary layout: an archive fetched and unpacked, or smileys or sprites drawn.
 
 The folder holds data_batch_1.bin .. data_batch_5.bin, test_batch.bin, batches.meta.txt (class names, one a line) and
-meta.json (name, origin, records per file); for the sprites also factors.npz (train, test: float32 (N, 8); names).
+meta.json (name, origin, side of the images, records per file); where they are drawn also factors.npz (train, test:
+float32 (N, 8); names).
 """
 
 import gzip
@@ -9,8 +10,11 @@ import lzma
 import shutil
 import tarfile
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 from typing import Literal
 
 import numpy as np
@@ -19,36 +23,40 @@ from pofx.base.errors import UserError
 from pofx.base.fetch import File, find
 from pofx.base.files import atomic_folder, write_json
 from pofx.base.progress import Bar
-from pofx.data import binary
-from pofx.data.sprites import FACTORS, SHAPES, Sprites, factors, render
+from pofx.data import binary, smileys, sprites
+from pofx.data.smileys import Smileys
+from pofx.data.sprites import Sprites
 
-CIFAR10_RECORDS = dict.fromkeys([*binary.TRAIN, *binary.TEST], 10_000)
+CIFAR10_SIDE, CIFAR10_RECORDS = 32, dict.fromkeys([*binary.TRAIN, *binary.TEST], 10_000)
 MIRROR = "set data.url to a mirror, such as file:///path/to/cifar-10-binary.tar.gz"
 
 
 @dataclass(frozen=True)
 class Data:
-    name: Literal["sprites", "cifar10"] = "sprites"
+    name: Literal["smileys", "sprites", "cifar10"] = "smileys"
     url: str = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"  # of CIFAR-10's binary archive
     sha256: str = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+    smileys: Smileys = field(default_factory=Smileys)
     sprites: Sprites = field(default_factory=Sprites)
 
 
 def build(data: Data, out: Path, cache: Path, base: Path) -> None:
     """Make the folder `out`, whole or not at all; `cache` and `base` as for `find`."""
-    if data.name == "sprites":
-        draw_sprites(data.sprites, out)
+    if data.name == "smileys":
+        draw(smileys, data.smileys, partial(smileys.render, side=data.smileys.size), out)
+    elif data.name == "sprites":
+        draw(sprites, data.sprites, sprites.render, out)
     else:
         fetch_cifar10(data, out, cache, base, CIFAR10_RECORDS)
 
 
 def fetch_cifar10(data: Data, out: Path, cache: Path, base: Path, records: dict[str, int]) -> None:
     """CIFAR-10 from `data.url`, with `records` images in each file; errors of `find`, `unpack` and `binary.read`."""
-    wanted = {binary.NAMES: 1 << 16} | {file: n * binary.RECORD for file, n in records.items()}
+    wanted = {binary.NAMES: 1 << 16} | {file: n * binary.record(CIFAR10_SIDE) for file, n in records.items()}
     path = find(File(data.url, data.sha256, ("data.url", "data.sha256"), "cifar-10-binary.tar.gz"), cache, base)
     with atomic_folder(out) as folder:
         unpack(path, folder, wanted)
-        meta = {"name": data.name, "url": data.url, "sha256": data.sha256, "records": records}
+        meta = {"name": data.name, "url": data.url, "sha256": data.sha256, "side": CIFAR10_SIDE, "records": records}
         write_json(folder / binary.META, meta)
         binary.read(folder)
 
@@ -80,21 +88,23 @@ def unpack(path: Path, folder: Path, wanted: dict[str, int | None]) -> None:
         raise UserError(f"{path} lacks {', '.join(left)}: {MIRROR}")
 
 
-def draw_sprites(sprites: Sprites, out: Path) -> None:
-    """The sprites of both splits; the label is the shape."""
+def draw(source: ModuleType, cfg: Smileys | Sprites, render: Callable[[np.ndarray], np.ndarray], out: Path) -> None:
+    """Both splits of `source`, smileys or sprites, whose factors `render` turns into images; the label is a factor."""
+    name, label = source.__name__.rpartition(".")[2], source.FACTORS.index(source.LABEL)
     records, truth = {}, {}
-    with atomic_folder(out) as folder, Bar(total=sprites.n_train + sprites.n_test, unit="img", desc="sprites") as bar:
-        for i, (split, n) in enumerate({"train": sprites.n_train, "test": sprites.n_test}.items()):
-            truth[split] = factors(n, sprites.seed, i)
-            names = binary.FILES[split]
-            for name, rows in zip(names, np.array_split(truth[split], len(names)), strict=True):
+    with atomic_folder(out) as folder, Bar(total=cfg.n_train + cfg.n_test, unit="img", desc=name) as bar:
+        for i, (split, n) in enumerate({"train": cfg.n_train, "test": cfg.n_test}.items()):
+            truth[split] = source.factors(n, cfg.seed, i)
+            files = binary.FILES[split]
+            for file, rows in zip(files, np.array_split(truth[split], len(files)), strict=True):
                 images = []
                 for block in np.array_split(rows, -(-len(rows) // 250)):
                     images.append(render(block))
                     bar.update(len(block))
-                binary.write_batch(folder / name, np.concatenate(images), rows[:, 0].astype(np.uint8))
-                records[name] = len(rows)
-        (folder / binary.NAMES).write_text("\n".join(SHAPES) + "\n")
+                binary.write_batch(folder / file, np.concatenate(images), rows[:, label].astype(np.uint8))
+                records[file] = len(rows)
+        (folder / binary.NAMES).write_text("\n".join(source.CLASSES) + "\n")
         with open(folder / "factors.npz", "wb") as file:
-            np.savez(file, **truth, names=np.array(FACTORS))
-        write_json(folder / binary.META, {"name": "sprites", **asdict(sprites), "records": records})
+            np.savez(file, **truth, names=np.array(source.FACTORS))
+        side = images[0].shape[-1]
+        write_json(folder / binary.META, {"name": name, **asdict(cfg), "side": side, "records": records})

@@ -1,4 +1,4 @@
-"""The embedded data set: one coloured, antialiased shape on a two-colour gradient, 32x32 RGB, from a seed.
+"""Shapes for disentanglement: one coloured, antialiased shape on a two-colour gradient, 32x32 RGB, from a seed.
 
 Every image is a function of its factors of variation, which are saved for metrics of disentanglement. Factors are
 independent and uniform, also the rotation of the disc and the ring, where it is invisible.
@@ -14,6 +14,7 @@ from jaxtyping import Float, Float32, Float64, UInt8
 from PIL import Image, ImageDraw
 
 SHAPES = ("disc", "square", "triangle", "star", "cross", "ring")
+LABEL, CLASSES = "shape", SHAPES
 FACTORS = ("shape", "hue", "size", "rotation", "x", "y", "background", "slope")
 SIDE, SUPER = 32, 8  # pixels, and subpixels a pixel for the antialiasing
 
