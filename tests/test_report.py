@@ -1,6 +1,7 @@
 """The report from small made-up metrics: complete, self-contained, honest about blanks."""
 
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -20,13 +21,16 @@ from fake_run import (
     fake_metrics,
     fake_sweep,
     with_beyond,
+    with_faces,
     with_seeds,
 )
+from matplotlib.figure import Figure
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from pofx.base.errors import UserError
 from pofx.base.files import read_json
+from pofx.base.images import grid, save_grid
 from pofx.report import charts, interactive, page, plots, tables, text
 from pofx.report import metrics as measured
 
@@ -52,6 +56,13 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
+def drawn(figure: Figure) -> np.ndarray:
+    """Its pixels, RGB."""
+    file = io.BytesIO()
+    figure.savefig(file, dpi="figure")
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
 def flat(path: Path) -> str:
     """A document wherever its lines break."""
     return " ".join(path.read_text().split())
@@ -72,9 +83,9 @@ def test_page_is_self_contained(built):
     written = html.replace(get_plotlyjs(), "")
     assert len(html) - len(written) == len(get_plotlyjs()), "the library once"
     assert not re.search(r"https?://|@import|url\(", written)
-    # Samples and data, comparison, neighbours, codes, denoising, errors and NFE, energy, curves, progress, data; the
-    # one that is enlarged.
-    assert len(page.images) == 5 + 2 + 2 + 3 + 3 * len(SWEPT) + 2 + 1 + 4 * len(BASED) + 3 + 2 + 1 + 1
+    # The first, samples and data, comparison, neighbours, codes, denoising, errors and NFE, energy, curves, progress,
+    # data; the one that is enlarged.
+    assert len(page.images) == 1 + 5 + 2 + 2 + 3 + 3 * len(SWEPT) + 2 + 1 + 4 * len(BASED) + 3 + 2 + 1 + 1
     assert all(image["alt"] for image in page.images)
     assert "color-scheme: light dark" in html and "viewport" in html
 
@@ -297,7 +308,7 @@ def test_what_a_distance_leaves_out_has_a_table(tmp_path):
     assert "train, 1,234 other images" in html
     body = html[html.index('id="beyond"') :]
     assert re.findall(r"<tbody.*?</tbody>", body, re.DOTALL)[0].count("<tr>") == len(lines)
-    assert set(measured.summary(MODELS, metrics)) == {"fd_effnet", "bpd", "recon_psnr"}
+    assert set(measured.summary(MODELS, metrics)) == {"fd_effnet", "bpd", "recon_psnr", "learned"}
 
 
 def test_runs_that_measured_distances_alone_have_no_such_table(built):
@@ -344,10 +355,85 @@ def test_sampling_seeds_give_a_mean_and_a_spread():
     assert board.at["ncsn", "kid_effnet"] == "1.000 ± 0.040", "of the first seed, over subsets"
     assert board.at["floor", "fd_effnet"] == "62"
     rows = tables.sampled(MODELS, metrics)
-    ncsn = next(row for row in rows if row["model"][0] == "ncsn" and row["distance"][0] == "fd_effnet")
+    ncsn = next(row for row in rows if row["model"][0] == "ncsn" and row["measure"][0] == "fd_effnet")
     assert [cell for cell, _ in ncsn.values()] == ["ncsn", "fd_effnet", "700", "724", "686", "704", "19.5"]
     assert len(rows) == 2 * len(ROWS) and tables.sampled(MODELS, fake_metrics()) == []
     assert measured.summary(MODELS, metrics)["fd_effnet"]["ncsn"] == 700
+
+
+@pytest.mark.parametrize(
+    ("gaussians", "verdict"),
+    [  # of a row whose three draws have 700, 724.5 and 686: 703.5 ± 19.4
+        ({"pixel_gaussian": [750.0], "pca_gaussian": [800.0]}, ""),
+        ({"pixel_gaussian": [800.0], "pca_gaussian": [650.0]}, "not learned"),
+        ({"pca_gaussian": [710.0]}, "learned?"),
+        ({"pixel_gaussian": [690.0]}, "not learned?"),
+        ({"pixel_gaussian": [640.0, 680.0, 720.0]}, "not learned?"),
+        ({"pixel_gaussian": [749.0, 750.0, 751.0]}, ""),
+        ({"gaussian": [600.0]}, ""),
+    ],
+)
+def test_a_row_behind_a_simple_gaussian_has_not_learned(gaussians, verdict):
+    metrics = with_seeds(fake_metrics())
+    metrics["fd_effnet"] |= {name: draws[0] for name, draws in gaussians.items()}
+    metrics["fd_effnet_seeds"] |= gaussians
+    found = measured.verdicts(MODELS, metrics)
+    assert str(found.get("ncsn", "")) == verdict
+    if "gaussian" in gaussians:
+        assert not found and "learned" not in measured.summary(MODELS, metrics), "it has learned more than they"
+    else:
+        assert measured.summary(MODELS, metrics)["learned"]["ncsn"] is not verdict.startswith("not")
+        assert tables.leaderboard(MODELS, metrics).at["ncsn", "model"] == ", ".join(filter(None, ("ncsn", verdict)))
+
+
+def test_without_seeds_nothing_is_close():
+    metrics = fake_metrics()
+    metrics["fd_effnet"]["pca_gaussian"] = 700.0
+    assert measured.verdicts(MODELS, metrics)["ncsn"] == measured.Verdict(learned=True, close=False)
+    assert measured.verdicts(MODELS, metrics)["vae"] == measured.Verdict(learned=False, close=False)
+
+
+def test_faces_have_columns_where_they_were_measured(tmp_path, built):
+    metrics = with_faces(fake_metrics())
+    board = page.build(fake_material(tmp_path / "in", metrics), tmp_path / "report", tmp_path / "comparison")
+    columns = ["face_error", "valid", "kinds_tv", "held_out"]
+    assert list(board.columns[1:7]) == ["fd_effnet", "kid_effnet", *columns]
+    assert list(board.loc["floor", columns]) == ["0.1", "10.0%", "0.1", "10.0%"]
+    assert list(board.loc["ncsn", columns]) == ["32.2 ± 1", "12.5%", "0.0812", "6.2%"], "mean of three seeds"
+    assert list(board.loc["ebm", ["valid", "held_out"]]) == ["0.0%", text.BLANK]
+    assert len(tables.leading(MODELS, metrics)[0]) <= 12
+    assert [row["measure"][0] for row in tables.sampled(MODELS, metrics)] == ["face_error"]
+    assert measured.summary(MODELS, metrics)["valid"]["ebm"] == 0.0
+    for name in ("index.html", "report.md"):
+        assert "kinds_tv: total" in flat(tmp_path / "report" / name)
+        assert "kinds_tv" not in flat(built[0] / "report" / name)
+    assert not set(columns) & set(built[1].columns)
+
+
+def test_strips_show_the_first_images_in_whole_pixels():
+    rng = np.random.default_rng(0)
+    for side, columns, scale in ((16, 7, 6), (32, 8, 3), (64, 6, 2)):
+        images = rng.integers(0, 256, (10, 3, side, side), np.uint8)
+        pixels = drawn(plots.strips({"a": images, "b": images[:2]}))
+        assert pixels.shape[1] <= plots.STRIP
+        strip = pixels[26 : 26 + (side + 4) * scale, : ((side + 2) * columns + 2) * scale]
+        assert np.array_equal(strip, np.asarray(grid(images[:columns], columns, scale=scale)))
+
+
+def test_the_first_line_of_a_grid_is_read_back(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (20, 3, 8, 8), np.uint8)
+    save_grid(images, tmp_path / "a.png", plots.COLUMNS)
+    assert np.array_equal(plots.first_line(tmp_path / "a.png"), images[: plots.COLUMNS])
+
+
+def test_the_page_leads_with_the_best_row_of_each_family_best_first(tmp_path):
+    metrics = fake_metrics()
+    metrics["fd_effnet"]["pca_gaussian"] = 1200.0
+    got = fake_material(tmp_path, metrics)
+    found = page.first_images(got)
+    assert list(found) == ["data", "ncsn", "ebm", "vae-mixture, not learned"]
+    mixture = plots.first_line(tmp_path / "samples/vae/vae-mixture.png")
+    assert np.array_equal(found["vae-mixture, not learned"], mixture)
 
 
 def test_costs_are_repeated_in_every_row_of_a_family_and_left_out_where_unknown():
@@ -414,7 +500,7 @@ def test_summary_holds_the_headline_numbers_of_every_row():
 def test_the_summary_in_git_holds_headline_metrics_alone():
     """A column of `dvc exp show` for every row: more metrics would make it unreadable."""
     tree = read_json(Path(__file__).parents[1] / "metrics/summary.json")
-    assert set(tree) <= {"fd_effnet", "fid", "fd_inception", *measured.SUMMARY}
+    assert set(tree) <= {"fd_effnet", "fid", "fd_inception", *measured.SUMMARY, "learned"}
     assert all(np.isfinite(value) for values in tree.values() for value in values.values())
 
 

@@ -56,12 +56,12 @@ def test_results_are_kept_and_listed(finished):
     assert run.card["device"] == ["cpu"] and run.card["seconds"] == pytest.approx(61 * 6 + 2 * (0.4 + 0.5 + 8 + 160))
     assert run.card["made"] == "python -m tools.compose sprites laptop" and run.scale == "laptop"
     assert {path.name for path in folder.iterdir()} == {
-        "run.json", "params.yaml", "samples.npz", "samples.png", "cost.png",
+        "run.json", "params.yaml", "samples.npz", "strips.png", "cost.png",
     }  # fmt: skip
     assert not list((finished / "results").glob(".*"))
     page = runs.markdown([run])
     numbers = ("1,500", "5.432 ± 0.010", "| 2,000 ", "11 min 44 s")
-    for needed in (*numbers, "## sprites-laptop", "| ncsn", "results/sprites-laptop/samples.png", "cost.png"):
+    for needed in (*numbers, "## sprites-laptop", "| ncsn", "results/sprites-laptop/strips.png", "cost.png"):
         assert needed in page, needed
     assert "nfe.png" not in page and "Missing" not in page
 
@@ -86,11 +86,23 @@ def test_the_first_samples_of_every_row_are_kept_as_bytes(finished):
             assert np.array_equal(samples[row], np.load(finished / f"samples/{f}/{row}.npy")[: results.KEPT])
 
 
-def test_the_sheet_of_samples_shows_their_very_pixels(finished):
-    sheet = np.asarray(Image.open(results.save("a", finished) / "samples.png").convert("RGB"))
-    last = np.load(finished / "samples/ncsn/ncsn.npy")[: results.SHOWN]
-    line = np.asarray(grid(last, results.SHOWN))
+def test_the_strips_of_samples_show_their_very_pixels_the_worst_last(finished):
+    sheet = np.asarray(Image.open(results.save("a", finished) / "strips.png").convert("RGB"))
+    last = np.load(finished / "samples/vae/vae.npy")[:6]
+    line = np.asarray(grid(last, 6, scale=12))
     assert np.array_equal(sheet[-len(line) :, : line.shape[1]], line)
+
+
+def test_what_has_not_learned_is_called_so(finished):
+    assert "learned" not in kept(finished).markdown(), "no Gaussian was scored"
+    path = finished / "metrics/reference.json"
+    tree = files.read_json(path)
+    tree["fd_effnet"]["pca_gaussian"] = 1250.0
+    files.write_json(path, tree)
+    run = kept(finished)
+    assert "| vae, not learned " in (table := run.markdown()) and "| vae-mixture, not learned " in table
+    assert "ncsn, " not in table and "ebm, " not in table
+    assert ">vae, not learned</td>" in runs.html([run])
 
 
 def test_pages_say_what_was_dropped_and_why(finished):

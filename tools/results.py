@@ -20,12 +20,11 @@ from PIL import Image
 
 from pofx.base import files, provenance
 from pofx.base.errors import UserError
-from pofx.base.images import grid
-from pofx.report import metrics, plots
+from pofx.report import metrics, plots, tables
 from stages import ROOT, run
 from tools import runs
 
-KEPT, SHOWN = 64, 10  # images of a row in samples.npz, and in samples.png
+KEPT = 64  # images of a row in samples.npz
 FIGURES = ("cost", "nfe", "chain")  # of plots/comparison, those that the run has
 PICTURES = {  # what families show besides samples: file -> what it is
     "fid/{}/reconstructions": "test images, and below each its reconstruction",
@@ -50,7 +49,7 @@ def save(name: str, root: Path) -> Path:
         owners = metrics.rows(models, got)
         curves = {path.stem: columns(path) for path in sorted((root / "plots/curves").glob("*.csv"))}
         samples = {row: np.load(root / f"samples/{f}/{row}.npy", mmap_mode="r")[:KEPT] for row, f in owners.items()}
-        test = np.load(root / "data/test.npy", mmap_mode="r")[:SHOWN]
+        test = np.load(root / "data/test.npy", mmap_mode="r")[:KEPT]
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: run `dvc repro` first") from None
     target = root / "results" / name
@@ -65,8 +64,9 @@ def save(name: str, root: Path) -> Path:
         for row, images in samples.items():
             with archive.open(f"{row}.npy", "w") as file:
                 np.lib.format.write_array(file, images)
-    first = {row: grid(images[:SHOWN], SHOWN) for row, images in ({"data": test} | samples).items()}
-    plots.save(plots.sheet(first), fresh / "samples.png")
+    names = [cells["model"] for cells in tables.board(models, got)]
+    strips = {"data": test} | {shown: samples[row] for shown, row in names if row in owners}
+    plots.save(plots.strips(strips), fresh / "strips.png")
     if pictures := first_lines(models, root / "plots", test.shape[2]):
         plots.save(plots.sheet(pictures), fresh / "pictures.png")
     for figure in FIGURES:

@@ -15,13 +15,13 @@ from ruamel.yaml import YAML
 
 from pofx.base import files
 from pofx.report import charts, metrics, page, plots, tables
-from pofx.report.metrics import FLOOR
 from pofx.report.text import clock
 
 TEXTS = ("data", "scale", "row", "reference", "machine")
 COMPARABLE = ("data", "N", "reference")  # distances of rows that agree in these may be compared
-COLUMNS = ("bits/dim", "training", "s per 1,000 samples", "NFE")  # of the tables in Markdown, after the distances
+COLUMNS = (*metrics.FACES, "bits/dim", "training", "s per 1,000 samples", "NFE")  # of Markdown, after the distances
 PICTURES = {  # of a run, as far as it has them: file -> what it shows
+    "strips": "test images and samples, best distance first",
     "samples": "test images and samples",
     "pictures": "reconstructions and inpainting",
     "cost": "distance against cost",
@@ -60,7 +60,7 @@ class Run:
 
     def markdown(self) -> str:
         columns = ("model", *metrics.distance_keys(self.metrics)[:2], *COLUMNS)
-        return tables.markdown([{column: row[column] for column in columns} for row in self.board])
+        return tables.markdown([{column: row[column] for column in columns if column in row} for row in self.board])
 
     def further(self) -> dict[str, list[tables.Cells]]:
         """Tables beside the leaderboard: heading -> cells, none where nothing was measured."""
@@ -85,13 +85,13 @@ def rows(run: Run) -> list[tables.Cells]:
     columns |= {"images/s": "training img/s", "machine": "trained on"}
     out = []
     for row in run.board:
-        shown, name = row["model"]
+        name = row["model"][1]
         if name == "floor" or name in owners:
             protocol = run.metrics["protocol"][name]
             reference = f"{protocol['reference']} ({fd})"
             kept = run.name if name in owners else "any"
-            words = {"run": kept, "data": run.files["data"]["name"], "scale": run.scale, "row": shown}
-            cells = {key: (word, word) for key, word in words.items()}
+            words = {"run": kept, "data": run.files["data"]["name"], "scale": run.scale}
+            cells = {key: (word, word) for key, word in words.items()} | {"row": row["model"]}
             cells |= {"N": (f"{protocol['n']:,}", protocol["n"]), "reference": (reference, reference)}
             out.append(cells | {heading: row[column] for heading, column in columns.items()})
     return out
@@ -101,7 +101,8 @@ def markdown(kept: list[Run]) -> str:
     """docs/results.md for these runs."""
     dropped = {key: reason for run in kept for key, reason in run.card["dropped"].items()}
     template = page.template("results.md.j2", Path(__file__).parent)
-    return template.render(runs=kept, dropped=dropped, pictures=PICTURES, clock=clock)
+    faces = any(metrics.FACES[0] in run.metrics for run in kept)
+    return template.render(runs=kept, dropped=dropped, faces=faces, pictures=PICTURES, clock=clock)
 
 
 def html(kept: list[Run]) -> str:
@@ -122,7 +123,7 @@ def html(kept: list[Run]) -> str:
 def chart(listed: list[tables.Cells], tints: dict[str, str]) -> str:
     """Frechet distance against seconds of training, as SVG: a panel for what may be compared, a colour a family, a sign
     a run, hollow for further rows of a family; dashed: the floor."""
-    runs = dict.fromkeys(row["run"][1] for row in listed if row["row"][1] != FLOOR)
+    runs = dict.fromkeys(row["run"][1] for row in listed if row["row"][1] != "floor")
     signs = dict(zip(runs, cycle(plots.MARKERS), strict=False))
     panels = {}
     for (data, n, reference), group in groupby(listed, lambda row: [row[key][0] for key in COMPARABLE]):
@@ -130,7 +131,7 @@ def chart(listed: list[tables.Cells], tints: dict[str, str]) -> str:
         for row in group:
             name, distance, seconds = (row[key][1] for key in ("row", "Frechet distance", "training"))
             family, _, further = name.partition("-")
-            if name == FLOOR:
+            if name == "floor":
                 floor = min(floor, distance)
             elif math.isfinite(seconds):
                 symbol = signs[row["run"][1]] + ("-open" if further else "")

@@ -4,6 +4,7 @@ Training is measured by family, drawing by row (pofx.sample.rows): `edm`, and ma
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from pofx.base.errors import UserError
 from pofx.base.files import read_json
 
 Metrics = dict[str, dict[str, Any]]  # metric -> row (or "floor", or one of LINES) -> value
-SUMMARY = ("bpd", "mig", "recon_psnr")  # besides the Frechet distance
+FACES = ("face_error", "valid", "kinds_tv", "held_out")  # of smileys alone
+SUMMARY = ("face_error", "valid", "bpd", "mig", "recon_psnr")  # besides the Frechet distance
 TRAINING = (  # of a family: every one of its rows costs the same
     "parameters", "images_seen", "train_seconds", "train_images_per_second", "forward_gflop", "train_peak_mib",
     "sample_peak_mib", "device",
@@ -25,6 +27,26 @@ LINES = {  # below the floor
     "pca_gaussian": "PCA-Gaussian",
 }
 FLOOR = "test images (floor)"
+SIMPLE = ("pixel_gaussian", "pca_gaussian")  # what is behind one of them has not learned
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a row has learned.
+
+    Attributes:
+        close: the intervals of row and Gaussian, mean ± standard deviation over sampling seeds, overlap.
+    """
+
+    learned: bool
+    close: bool
+
+    def __str__(self) -> str:
+        """Empty where all is well; with a question mark where it is close."""
+        words = "learned" if self.learned else "not learned"
+        if self.close:
+            return f"{words}?"
+        return "" if self.learned else words
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -100,7 +122,8 @@ def table(models: tuple[str, ...], metrics: Metrics, further: Iterable[str] = ()
     """One line for the floor, each of `further` and each row, one column for each metric; NaN where there is none. What
     the training of a family cost stands in each of its rows.
 
-    Of rows with several sampling seeds the Frechet distance is the mean; `<distance>_spread`: their standard deviation.
+    Of rows with several sampling seeds the Frechet distance and FACES are means; `<metric>_spread`: their standard
+    deviation.
 
     Raises:
         UserError: there is no family to compare.
@@ -111,16 +134,47 @@ def table(models: tuple[str, ...], metrics: Metrics, further: Iterable[str] = ()
     owners, fd = rows(models, metrics), distance_keys(metrics)[0]
     for key in plain.keys() & set(TRAINING):
         plain[key] = {row: plain[key][f] for row, f in owners.items() if f in plain[key]}
-    drawn = {row: pd.Series(values) for row, values in seeds(metrics, fd).items()}
-    plain[fd] = plain[fd] | {row: values.mean() for row, values in drawn.items()}
-    plain[f"{fd}_spread"] = {row: values.std() for row, values in drawn.items()}
+    for key in (fd, *(key for key in FACES if key in plain)):
+        drawn = {row: pd.Series(values, dtype=float) for row, values in seeds(metrics, key).items()}
+        plain[key] = plain[key] | {row: values.mean() for row, values in drawn.items()}
+        plain[f"{key}_spread"] = {row: values.std() for row, values in drawn.items()}
     return pd.DataFrame(plain, index=["floor", *further, *owners])
 
 
+def verdicts(models: tuple[str, ...], metrics: Metrics) -> dict[str, Verdict]:
+    """Of every row; none where no Gaussian's distance was measured.
+
+    A row has learned if its Frechet distance is at most that of the better of the SIMPLE Gaussians, which know of
+    images their mean and covariance alone.
+    """
+    fd = distance_keys(metrics)[0]
+    values = table(models, metrics, SIMPLE)
+    means, spreads = values[fd], values[f"{fd}_spread"].fillna(0)
+    bounds = means[[*SIMPLE]].dropna()
+    if bounds.empty:
+        return {}
+    best = bounds.idxmin()
+    out = {}
+    for row in rows(models, metrics):
+        ahead = bounds[best] - means[row]
+        out[row] = Verdict(learned=bool(ahead >= 0), close=bool(abs(ahead) < spreads[row] + spreads[best]))
+    return out
+
+
+def told(row: str, found: dict[str, Verdict]) -> str:
+    """The name of a row, with its verdict if there is something to say: "edm, not learned"."""
+    return ", ".join(filter(None, (row, str(found.get(row, "")))))
+
+
 def summary(models: tuple[str, ...], metrics: Metrics) -> Metrics:
-    """The headline numbers, for `dvc metrics` and `dvc exp show`: of every row, with the first sampling seed."""
+    """The headline numbers, for `dvc metrics` and `dvc exp show`: of every row, with the first sampling seed.
+
+    `learned` goes by the mean over sampling seeds.
+    """
     out = {}
     for key in (distance_keys(metrics)[0], *SUMMARY):
         if picked := {row: metrics[key][row] for row in rows(models, metrics) if row in metrics.get(key, {})}:
             out[key] = picked
+    if found := verdicts(models, metrics):
+        out["learned"] = {row: verdict.learned for row, verdict in found.items()}
     return out

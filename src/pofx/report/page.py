@@ -13,8 +13,9 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from pofx.base.files import atomic
+from pofx.base.images import Images
 from pofx.report import charts, interactive, plots, tables
-from pofx.report.metrics import LINES, Metrics, distance_keys, rows, seeds, table
+from pofx.report.metrics import FACES, LINES, Metrics, Verdict, distance_keys, rows, seeds, table, told, verdicts
 from pofx.report.text import short, text
 from pofx.score.distances import named
 
@@ -61,6 +62,15 @@ class Material:
     def order(self) -> list[str]:
         """The rows, by their Frechet distance."""
         return self.values.drop(index="floor").sort_values(self.keys[0]).index.to_list()
+
+    @cached_property
+    def verdicts(self) -> dict[str, Verdict]:
+        return verdicts(self.models, self.metrics)
+
+    @property
+    def faces(self) -> bool:
+        """Whether faces were measured."""
+        return FACES[0] in self.metrics
 
     @cached_property
     def curves(self) -> dict[str, pd.DataFrame]:
@@ -130,7 +140,7 @@ def build(got: Material, out: Path, comparison: Path) -> pd.DataFrame:
         "pictures": pictures,
         "neighbours": [f for f, names in pictures.items() if "neighbours" in names],
         "progress": {f: uri for f, uri in got.pictures("progress").items() if f in got.models},
-        "figures": {name: uri(path) for name, path in figures.items() if name != "overview"},
+        "figures": {name: uri(path) for name, path in figures.items()},
         "chart_data": {name: interactive.data(chart) for name, chart in got.charts.items()},
         "plotly": Markup(get_plotlyjs()),
     }
@@ -158,9 +168,7 @@ def template(name: str, *folders: Path) -> jinja2.Template:
 
 def draw(got: Material, folder: Path) -> dict[str, Path]:
     """The PNGs of the comparison, by name."""
-    grids = {"data": got.plots / "samples/data.png"}
-    grids |= {row: got.plots / f"samples/{f}/{row}.png" for row, f in got.owners.items()}
-    figures = {"distance": plots.bars(got.values, got.keys, got.tints), "overview": plots.overview(grids)}
+    figures = {"distance": plots.bars(got.values, got.keys, got.tints), "overview": plots.strips(first_images(got))}
     for f, frame in got.curves.items():
         figures[f"curve_{f}"] = plots.draw(charts.terms(frame, got.tints[f]), named=False)
     for name, chart in got.charts.items():
@@ -172,6 +180,15 @@ def draw(got: Material, folder: Path) -> dict[str, Path]:
     for name, figure in figures.items():
         plots.save(figure, paths[name])
     return paths
+
+
+def first_images(got: Material) -> dict[str, Images]:
+    """Of test images and of the best row of each family, best family first; a row's verdict beside its name."""
+    best = {got.owners[row]: row for row in reversed(got.order)}
+    grids = {"data": got.plots / "samples/data.png"}
+    for f, row in reversed(best.items()):
+        grids[told(row, got.verdicts)] = got.plots / f"samples/{f}/{row}.png"
+    return {name: plots.first_line(path) for name, path in grids.items()}
 
 
 def uri(path: Path) -> str:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
+from pofx.base.images import Images, grid
 from pofx.report.charts import INK, Line, Panel
 from pofx.report.text import short
 
@@ -23,7 +24,8 @@ MARKERS = {  # of Plotly's symbols; with "-open" behind they are hollow
     "circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v", "star": "*", "cross": "P",
     "pentagon": "p", "hexagon": "h", "x": "X",
 }  # fmt: skip
-LINES, EDGE = 5, 4  # of the grids of samples: lines, and pixels of white around (pofx.base.images.grid)
+COLUMNS, PAD, SCALE = 16, 2, 2  # of the grids of samples: images a line, pixels of white, enlargement
+STRIP, SEEN = 822, 96  # pixels: width of a strip, as a README is on GitHub, and of an image in it if it is small
 LABEL = {"color": INK, "fontsize": 8}
 
 
@@ -135,10 +137,21 @@ def bars(table: pd.DataFrame, keys: Sequence[str], tints: dict[str, str]) -> Fig
     return figure
 
 
-def overview(grids: dict[str, Path]) -> Figure:
-    """The first line of every grid, one below the other under its name."""
-    pictures = {name: Image.open(grid) for name, grid in grids.items()}
-    return sheet({name: p.crop((0, 0, p.width, (p.height - EDGE) // LINES + EDGE)) for name, p in pictures.items()})
+def first_line(path: Path) -> Images:
+    """The images of the first line of a grid of samples, as pofx.base.images.save_grid wrote it."""
+    pixels = np.asarray(Image.open(path).convert("RGB"))[::SCALE, ::SCALE]
+    cell = (pixels.shape[1] - PAD) // COLUMNS
+    line = pixels[PAD:cell, PAD:].reshape(cell - PAD, COLUMNS, cell, 3)
+    return line[:, :, : cell - PAD].transpose(1, 3, 0, 2)
+
+
+def strips(rows: dict[str, Images]) -> Figure:
+    """The first images of each row side by side, one strip below the other under its name; as many as fit in STRIP,
+    enlarged by a whole number."""
+    side = max(images.shape[-1] for images in rows.values())
+    scale = max(2, SEEN // side)
+    columns = (STRIP // scale - PAD) // (side + PAD)
+    return sheet({name: grid(images[:columns], columns, PAD, scale) for name, images in rows.items()})
 
 
 def sheet(pictures: dict[str, Image.Image]) -> Figure:

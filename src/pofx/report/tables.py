@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from pofx.report.metrics import FLOOR, LINES, Metrics, distance_keys, lines, rows, seeds, table
+from pofx.report.metrics import FACES, FLOOR, LINES, Metrics, distance_keys, lines, rows, seeds, table, told, verdicts
 from pofx.report.text import BLANK, between, clock, count, text
 from pofx.score.distances import named
 
@@ -30,21 +30,25 @@ COLUMNS = (  # of the leaderboard, after distances and bits/dim: heading, metric
 NAMES = {"floor": FLOOR} | LINES
 NOTHING: Cell = (BLANK, math.inf)
 share = "{:.1%}".format
+FACE_FORMS = tuple(zip(FACES, (text, share, text, share), strict=True))
 
 
 def board(models: tuple[str, ...], metrics: Metrics) -> list[Cells]:
-    """All that was measured of rows: floor and Gaussians first, then the rows by their Frechet distance."""
+    """All that was measured of rows: floor and Gaussians first, then the rows by their Frechet distance. Behind the
+    name of a row stands its verdict, if there is something to say."""
     fd, kid, spread = distance_keys(metrics)
     fixed = ["floor", *lines(metrics)]
-    values, drawn = table(models, metrics, fixed[1:]), seeds(metrics, fd)
+    values, drawn, found = table(models, metrics, fixed[1:]), seeds(metrics, fd), verdicts(models, metrics)
     values = pd.concat([values.loc[fixed], values.drop(index=fixed).sort_values(fd)])
     out = []
     for name, row in values.iterrows():
         got = _blank_where_missing(row.to_dict())
-        cells = {"model": _model(name), fd: _number(got[fd]), kid: _spread(got[kid], got[spread])}
+        cells = {"model": (NAMES.get(name) or told(name, found), name)}
+        cells |= {fd: _number(got[fd]), kid: _spread(got[kid], got[spread])}
         if name in drawn:
             shown = f"{between(got[fd], got[f'{fd}_spread'], 1)} ({len(drawn[name])} seeds)"
             cells[fd] = shown, got[fd]
+        cells |= {key: _drawn(got[key], got[f"{key}_spread"], form) for key, form in FACE_FORMS if key in values}
         cells["bits/dim"] = _spread(got["bpd"], got["bpd_stderr"])
         cells |= {heading: _number(got[key], form) for heading, key, form in COLUMNS if key in values}
         out.append(cells | {"trained on": _word("" if pd.isna(got["device"]) else got["device"])})
@@ -59,35 +63,36 @@ def leaderboard(models: tuple[str, ...], metrics: Metrics) -> pd.DataFrame:
 
 def leading(models: tuple[str, ...], metrics: Metrics) -> list[Cells]:
     """The columns of the leaderboard that a page has room for."""
-    wanted = ("model", *distance_keys(metrics)[:2], "bits/dim", "test loss", "training", "s per 1,000 samples", "NFE")
+    wanted = ("model", *distance_keys(metrics)[:2], *FACES, "bits/dim", "test loss", "training")
+    wanted += ("s per 1,000 samples", "NFE")
     return [{c: row[c] for c in wanted if c in row} for row in board(models, metrics)]
 
 
 def costs(models: tuple[str, ...], metrics: Metrics) -> list[Cells]:
     """What training and drawing cost: the rest of the leaderboard, without floors and baselines."""
-    left_out = (*distance_keys(metrics)[:2], "bits/dim", "test loss")
+    left_out = (*distance_keys(metrics)[:2], *FACES, "bits/dim", "test loss")
     drawn = board(models, metrics)[1 + len(lines(metrics)) :]
     return [{c: cell for c, cell in row.items() if c not in left_out} for row in drawn]
 
 
 def sampled(models: tuple[str, ...], metrics: Metrics) -> list[Cells]:
-    """Both distances with every sampling seed, their means and standard deviations; of rows that have several."""
+    """Distances and FACES with every sampling seed, their means and standard deviations; of rows with several."""
     out, listed = [], NAMES.keys() | rows(models, metrics).keys()
-    for key in distance_keys(metrics)[:2]:
+    for key in (*distance_keys(metrics)[:2], *FACES):
         for row, draws in seeds(metrics, key).items():
             if row in listed:
                 columns = {f"seed {k}": value for k, value in enumerate(draws)}
                 columns |= {"mean": fmean(draws), "standard deviation": stdev(draws)}
                 numbers = {name: _number(value) for name, value in columns.items()}
-                out.append({"model": _model(row), "distance": _word(key)} | numbers)
+                out.append({"model": _model(row), "measure": _word(key)} | numbers)
     return out
 
 
 def brief(models: tuple[str, ...], metrics: Metrics) -> str:
     """The columns of the leaderboard that fit a terminal."""
     fd, kid, _ = distance_keys(metrics)
-    columns = ["model", fd, kid, "bits/dim", "training", "training img/s", "s per 1,000 samples"]
-    picked = leaderboard(models, metrics)[columns].rename(columns={"s per 1,000 samples": "s per 1,000"})
+    columns = ["model", fd, kid, "face_error", "bits/dim", "training", "s per 1,000 samples"]
+    picked = leaderboard(models, metrics).filter(columns).rename(columns={"s per 1,000 samples": "s per 1,000"})
     return picked.to_markdown(index=False, tablefmt="simple")
 
 
@@ -233,6 +238,12 @@ def _number(value: float | int, form: Callable[[float], str] = text) -> Cell:
 
 def _spread(value: float | int, error: float | int) -> Cell:
     return _number(value, lambda value: between(value, error))
+
+
+def _drawn(value: float, spread: float, form: Callable[[float], str]) -> Cell:
+    """A number, with its standard deviation over sampling seeds where there are several."""
+    shown, order = _number(value, form)
+    return (shown if math.isnan(spread) else f"{shown} ± {form(spread)}"), order
 
 
 def _word(word: str) -> Cell:
