@@ -92,7 +92,7 @@ def brief(models: tuple[str, ...], metrics: Metrics) -> str:
     """The columns of the leaderboard that fit a terminal."""
     fd, kid, _ = distance_keys(metrics)
     columns = ["model", fd, kid, "face_error", "bits/dim", "training", "s per 1,000 samples"]
-    picked = leaderboard(models, metrics).filter(columns).rename(columns={"s per 1,000 samples": "s per 1,000"})
+    picked = leaderboard(models, metrics).filter(columns).rename(columns={"s per 1,000 samples": "s / 1,000"})
     return picked.to_markdown(index=False, tablefmt="simple")
 
 
