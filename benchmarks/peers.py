@@ -24,6 +24,8 @@ from pofx.base import lite0
 from pofx.base.errors import UserError
 from pofx.models.unet import UNetConfig
 
+SIDE = 32  # of the images, in pixels
+
 
 def package(name: str) -> ModuleType:
     """The module of that name.
@@ -52,12 +54,17 @@ def size(net: nn.Module) -> int:
 # --- denoising diffusion
 
 
+def side(shape: UNetConfig, level: int) -> int:
+    """Of the maps of a level, in pixels."""
+    return SIDE // shape.patch // 2**level
+
+
 def diffusers_unet(shape: UNetConfig) -> nn.Module:
     """UNet2DModel with the widths, blocks, groups and attention of our U-Net."""
     widths = [shape.channels * m for m in shape.multipliers]
-    attended = [shape.side(level) in shape.attention for level in range(len(widths))]
+    attended = [side(shape, level) in shape.attention for level in range(len(widths))]
     return package("diffusers").UNet2DModel(
-        sample_size=shape.side(0),
+        sample_size=SIDE,
         layers_per_block=shape.blocks,
         block_out_channels=widths,
         down_block_types=["AttnDownBlock2D" if a else "DownBlock2D" for a in attended],
@@ -69,36 +76,51 @@ def diffusers_unet(shape: UNetConfig) -> nn.Module:
     )
 
 
+class Diffusers:
+    """The recipe of diffusers' examples/unconditional_image_generation with its defaults: DDPM, AdamW, cosine, EMA.
+
+    Args:
+        steps: of the optimiser, after which the rate has fallen to zero.
+    """
+
+    def __init__(self, net: nn.Module, steps: int, half: bool):
+        training, optimization = package("diffusers.training_utils"), package("diffusers.optimization")
+        self.net, self.half = net.train(), half
+        self.chain = package("diffusers").DDPMScheduler(1000)
+        self.optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
+        self.rate = optimization.get_scheduler("cosine", self.optimiser, num_warmup_steps=500, num_training_steps=steps)
+        self.average = training.EMAModel(net.parameters(), decay=0.9999, use_ema_warmup=True, power=0.75)
+
+    def step(self, x: Tensor) -> None:
+        """One step of the optimiser on the images `x`, in [-1, 1]."""
+        noise, t = torch.randn_like(x), torch.randint(1000, (len(x),), device=x.device)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half):
+            out = self.net(self.chain.add_noise(x, noise, t), t).sample
+            loss = F.mse_loss(out.float(), noise)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimiser.step()
+        self.rate.step()
+        self.optimiser.zero_grad()
+        self.average.step(self.net.parameters())
+        loss.detach().item()  # logged every step
+
+
 def diffusers_training(shape: UNetConfig, batch: Tensor, steps: int, half: bool) -> Runner:
-    """The loop of diffusers' examples/unconditional_image_generation: DDPMScheduler, AdamW, clipping and EMAModel."""
-    diffusers, training_utils = package("diffusers"), package("diffusers.training_utils")
-    net = diffusers_unet(shape).to(batch.device).train()
-    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
-    average = training_utils.EMAModel(net.parameters(), decay=0.9999, use_ema_warmup=True)
-    scheduler = diffusers.DDPMScheduler(1000)
+    recipe = Diffusers(diffusers_unet(shape).to(batch.device), 100_000, half)
 
     def run() -> None:
         for _ in range(steps):
-            noise = torch.randn_like(batch)
-            t = torch.randint(1000, (len(batch),), device=batch.device)
-            with torch.autocast(batch.device.type, torch.bfloat16, enabled=half):
-                out = net(scheduler.add_noise(batch, noise, t), t).sample
-                loss = F.mse_loss(out.float(), noise)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            optimiser.step()
-            optimiser.zero_grad()
-            average.step(net.parameters())
-            loss.detach().item()  # logged every step
+            recipe.step(batch)
 
-    return Runner(run, size(net), 1.2)
+    return Runner(run, size(recipe.net), 1.2)
 
 
 def lucidrains(shape: UNetConfig, nfe: int, device: torch.device) -> nn.Module:
     ddp = package("denoising_diffusion_pytorch")
     net = ddp.Unet(shape.channels, dim_mults=shape.multipliers, dropout=shape.dropout)
     return ddp.GaussianDiffusion(
-        net, image_size=shape.side(0), timesteps=1000, sampling_timesteps=nfe, objective="pred_noise"
+        net, image_size=side(shape, 0), timesteps=1000, sampling_timesteps=nfe, objective="pred_noise"
     ).to(device)
 
 

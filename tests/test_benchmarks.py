@@ -111,8 +111,9 @@ def test_cost_in_proportion_is_told_from_cost_that_is_not():
 
 def test_peers_have_networks_of_our_size(tmp_path):
     pytest.importorskip("diffusers")
-    cfg, _ = bench.published(bench.Bench(CPU, tmp_path), 2, 1)
-    assert peers.size(peers.diffusers_unet(cfg.net)) == pytest.approx(peers.size(UNet(cfg.net, "step")), rel=0.02)
+    cfg, _, _ = bench.published(bench.Bench(CPU, tmp_path), 2, 1)
+    ours = UNet(cfg.net, bench.SHAPE, "step")
+    assert peers.size(peers.diffusers_unet(cfg.net)) == pytest.approx(peers.size(ours), rel=0.02)
 
 
 def test_every_peer_is_pinned():
