@@ -7,7 +7,7 @@ unexport PYTHONPATH PYTHONHOME
 # uv does not read pip's settings: hand over where local wheels lie, if anywhere.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help setup repro test lint bench browser lock clean
+.PHONY: help setup repro test lint bench quality speedrun browser lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,11 +35,22 @@ lint: setup  ## ruff, rules and format
 	$(BIN)/ruff format --check .
 
 # Peers one by one: one that cannot be had leaves its own rows empty, not the others'.
-bench: setup  ## speed beside others' code, in twenty minutes; see docs/performance.md
+define peers
 	@grep -v '^#' requirements-bench.txt | while read -r peer; do \
 	    $(BIN)/uv pip install --quiet --python $(BIN)/python "$$peer" -c constraints.txt \
 	    || echo "warning: $$peer cannot be installed, its rows will say so" >&2; done
+endef
+
+bench: setup  ## speed beside others' code, in twenty minutes; see docs/performance.md
+	$(peers)
 	$(BIN)/python -m benchmarks.run
+
+quality: setup  ## KID against minutes beside others' code, in hours; PRESETS='cifar10': other data
+	$(peers)
+	$(BIN)/python -m benchmarks.quality $(PRESETS)
+
+speedrun: setup  ## minutes until KID passes 1.0, 0.5, 0.25 on CIFAR-10; PRESETS='cifar10 hour': by presets
+	$(BIN)/python -m benchmarks.speedrun $(or $(PRESETS),cifar10 hour)
 
 browser:  ## install Chromium, for the tests of the report's page
 	@command -v "$(POFX_BROWSER)" || command -v chromium || command -v chromium-browser || command -v google-chrome || { \

@@ -10,9 +10,11 @@ import numpy as np
 
 from pofx.base import files
 from pofx.base.errors import UserError
+from stages import ROOT
 
 matplotlib.use("Agg")
 BEGIN, END = "<!-- written by `python -m benchmarks.run` -->", "<!-- end -->"
+PAGE = ROOT / "docs/performance.md"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -133,16 +135,21 @@ def block(results: Path) -> str:
 
 
 def write(path: Path, results: Path) -> None:
-    """Put the tables between the markers of the page.
+    """Put the tables of all machines into the page."""
+    put(path, BEGIN, block(results))
+
+
+def put(path: Path, begin: str, text: str) -> None:
+    """Put `text` into the page, between the marker `begin` and the end after it.
 
     Raises:
         UserError: the page has no markers.
     """
-    text = path.read_text()
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    if not pattern.search(text):
-        raise UserError(f"{path.name} has no markers: put {BEGIN} and {END} where the tables belong")
-    fresh = f"{BEGIN}\n\n{block(results)}\n\n{END}"
+    page = path.read_text()
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(END)}", re.DOTALL)
+    if not pattern.search(page):
+        raise UserError(f"{path.name} has no markers: put {begin} and {END} where the tables belong")
+    fresh = f"{begin}\n\n{text}\n\n{END}"
     with files.atomic(path) as file:
-        file.write(pattern.sub(lambda _: fresh, text).encode())
+        file.write(pattern.sub(lambda _: fresh, page).encode())
     print(f"written: {path.name}")

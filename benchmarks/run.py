@@ -14,7 +14,6 @@ import dataclasses
 import fnmatch
 import functools
 import os
-import re
 import resource
 import subprocess
 import sys
@@ -25,10 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from ruamel.yaml import YAML
 
 from benchmarks import page, peers
 from benchmarks.race import Race, Runner, run, seconds, short, stamp
+from benchmarks.task import RESULTS, preset, slug
 from pofx.base import config, files, machine
 from pofx.base.errors import UserError
 from pofx.base.images import to_model, to_uint8
@@ -37,7 +36,6 @@ from pofx.data.sprites import generate
 from pofx.models import store
 from pofx.models.family import Family
 from pofx.sample import drawing
-from pofx.sample.rows import rows
 from pofx.sample.samplers import Sample
 from pofx.score import distances, extractor
 from pofx.train import loop
@@ -46,9 +44,7 @@ from pofx.train.pool import Pool
 from pofx.train.state import Slot
 from stages import ROOT, RUNS
 from stages import run as guarded
-from tools import compose
 
-RESULTS = ROOT / "benchmarks/results"
 IMAGES = 1280
 SHAPE = (3, 32, 32)
 NFE = 10
@@ -97,14 +93,6 @@ def build(name: str, cfg: Any = None) -> Family:
     """An untrained model, on untrained ones of what it needs: as fast as a trained one."""
     module, needs = store.module(name), store.needs(name)
     return module.Model(cfg or config.section(name, module.Config), SHAPE, *([build(needs)] if needs else []))
-
-
-def preset(name: str, *words: str) -> tuple[Any, Train, Any]:
-    """Config, training settings and Sample of a family, by presets."""
-    tree = YAML(typ="safe").load(compose.text(list(words)))
-    own = {key: value for key, value in tree[name].items() if key != "train"}
-    cfg = config.build(store.module(name).Config, own, name)
-    return cfg, settings(name, tree), rows(name, tree["sample"][name], {})[name]
 
 
 def looped(model: Family, images: torch.Tensor, train: Train, name: str) -> Callable[[], None]:
@@ -255,7 +243,7 @@ def frechet(bench: Bench) -> dict[str, Any]:
 
 def fid(bench: Bench) -> dict[str, Any]:
     """Composed of the two before: the network's time grows as the number of images, and 10,000 take an hour."""
-    found, n = page.read(RESULTS / f"{slug(bench.device)}.json")["rows"], 10_000
+    found, n = page.read(RESULTS / f"{slug(machine.name(bench.device))}.json")["rows"], 10_000
     parts = [found.get("inception features"), found.get("frechet distance")]
     if not all(part and "pytorch-fid" in part["others"] for part in parts):
         raise UserError("it is composed of 'inception features' and 'frechet distance': run these first")
@@ -424,7 +412,7 @@ def cost(bench: Bench) -> dict[str, Any]:
         found[axis] = {str(size): short(min(times)) for size, times in took.items()}  # other work only ever adds
     what = "drawing from DDPM (laptop scale): images at 5 evaluations in batches of 64; evaluations for 64 images; "
     record = {"what": what + "the batch for 256 images at 5", "curves": found} | stamp(load)
-    page.plot(record, RESULTS / f"{slug(bench.device)}-cost.png")
+    page.plot(record, RESULTS / f"{slug(machine.name(bench.device))}-cost.png")
     return record
 
 
@@ -453,17 +441,12 @@ def benchmarks() -> dict[str, Callable[[Bench], dict[str, Any]]]:
     return found
 
 
-def slug(device: torch.device) -> str:
-    """The machine's name as a file's."""
-    return re.sub(r"[^a-z0-9]+", "-", machine.name(device).lower()).strip("-")
-
-
 def main(only: list[str]) -> None:
     device, known = machine.device(), benchmarks()
     chosen = [name for name in known if not only or any(fnmatch.fnmatch(name, pattern) for pattern in only)]
     if not chosen:
         raise UserError(f"no benchmark is called {' or '.join(only)}: they are {', '.join(known)}")
-    path = RESULTS / f"{slug(device)}.json"
+    path = RESULTS / f"{slug(machine.name(device))}.json"
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(device, Path(scratch))
         for name in chosen:
@@ -477,7 +460,7 @@ def main(only: list[str]) -> None:
             kept["rows"] = {key: row for key in known if (row := {**kept["rows"], name: record}.get(key))}
             files.write_json(path, kept)
             print(page.line(name, record), flush=True)
-    page.write(ROOT / "docs/performance.md", RESULTS)
+    page.write(page.PAGE, RESULTS)
 
 
 if __name__ == "__main__":
@@ -489,6 +472,6 @@ if __name__ == "__main__":
     if arguments.list:
         print("\n".join(benchmarks()))
     elif arguments.page:
-        guarded(page.write, ROOT / "docs/performance.md", RESULTS)
+        guarded(page.write, page.PAGE, RESULTS)
     else:
         guarded(main, arguments.only)

@@ -12,6 +12,8 @@ import io
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,15 @@ class Slot:
         state = {key: part.state_dict() for key, part in parts.items()}
         self.save(state | {"step": step, "seconds": self.seconds})
         self._saved = time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The clock of `seconds` stands still within the block."""
+        paused = time.monotonic()
+        try:
+            yield
+        finally:
+            self._began += time.monotonic() - paused
 
     @property
     def age(self) -> float:
