@@ -18,7 +18,6 @@ from PIL import Image
 
 from benchmarks import peers
 from benchmarks.task import Task, size
-from pofx.base import machine
 from pofx.base.images import Images, to_uint8
 from pofx.models.unet import UNetConfig
 from pofx.train import loop
@@ -75,8 +74,7 @@ class Ours(Side):
         self.task, self.train = task, dataclasses.replace(task.train, images=self.plan, preview_rows=0)
         self.batch, self.pool = self.train.batch, task.pool(self.train)
         self.model = task.model(self.pool, self.train)
-        self.parameters = size(self.model)
-        self.dtype = machine.arithmetic(task.device, self.train.precision)["dtype"]
+        self.parameters, self.dtype = size(self.model), task.dtype
         self.note = f"{task.family}, batch {self.batch}, {task.sample.sampler}, {task.sample.steps} levels"
 
     def go(self, stop: Stop) -> None:

@@ -115,8 +115,8 @@ class Race:
         here, task = provenance.here(ROOT), self.task
         found = {"data": task.data} | {key: short(scores[key]) for key in ("kid", "kid_std")} | {"n": self.rules.n}
         found |= {"reference": len(task.reference.train), "family": task.family, "parameters": size(self.model)}
-        found |= {"dtype": machine.arithmetic(task.device, task.train.precision)["dtype"]}
-        found |= {"machine": machine.name(task.device), "torch": here["torch"], "date": here["date"]}
+        found |= {"dtype": task.dtype, "machine": machine.name(task.device)}
+        found |= {"torch": here["torch"], "date": here["date"]}
         return found | {"revision": here["revision"][:9] + "+" * bool(here["changed"]), "words": task.words}
 
 

@@ -67,6 +67,8 @@ class Task:
         self.words, self.data, self.images = shlex.join(words), data.name, data.images["train"]
         self.device, self.scratch, self.seed, self.family = machine.device(), scratch, tree["seed"], family
         self.cfg, self.train, self.sample = ours(family, tree)
+        self.precision = self.train.precision
+        self.dtype = machine.arithmetic(self.device, self.precision)["dtype"]
         self.fid = config.build(extractor.Fid, tree["fid"], "fid")
 
     def pool(self, train: Train) -> Pool:
@@ -79,7 +81,7 @@ class Task:
         torch.manual_seed(fold(self.seed, "init"))
         model = store.create(self.family, self.cfg, tuple(self.images.shape[1:]), Path("models")).to(self.device)
         model.prepare(pool.images, train.batch // train.accumulate)
-        model.precision = train.precision
+        model.precision = self.precision
         return model
 
     def draw(self, model: Family, n: int) -> Images:

@@ -12,7 +12,7 @@ from conftest import slot
 from benchmarks import page, quality, speedrun
 from benchmarks.sides import How, Ours
 from benchmarks.task import Task
-from pofx.base import files
+from pofx.base import files, machine
 from pofx.base.errors import UserError
 from pofx.train.config import Train
 from stages import ROOT
@@ -39,6 +39,7 @@ def pages(tmp_path, monkeypatch):
     monkeypatch.setattr(quality, "KEPT", tmp_path / "quality")
     monkeypatch.setattr(speedrun, "KEPT", tmp_path / "speedrun.csv")
     monkeypatch.setattr(speedrun, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(machine.signal, "signal", lambda *_: None)  # pytest keeps its own
     return tmp_path
 
 
@@ -189,6 +190,17 @@ def test_a_run_records_each_target_once_and_goes_on(pages, capsys):
     assert "| sprites | 50.0 " in page.PAGE.read_text()
     speedrun.main(words, "edm", None, rules)
     assert len(speedrun.records(speedrun.KEPT)) == 1, "its state says what was passed"
+
+
+def test_an_interrupted_run_goes_on(pages, capsys):
+    rules = speedrun.Rules(targets=(50.0,), n=8, first=8)
+    with pytest.raises(SystemExit) as ended:
+        speedrun.main(WORDS, "edm", 0.0, rules)
+    assert ended.value.code == 75 and "the same command goes on from there" in capsys.readouterr().err
+    assert not speedrun.records(speedrun.KEPT)
+    speedrun.main(WORDS, "edm", None, rules)
+    assert "from 8 of 64 images" in capsys.readouterr().err
+    assert [row["images"] for row in speedrun.records(speedrun.KEPT)] == ["16"]
 
 
 def test_a_run_ends_when_nothing_is_left(pages, capsys):
