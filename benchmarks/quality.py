@@ -109,9 +109,14 @@ def measure(task: Task, chosen: dict[str, Build], marks: list[float], n: int, pa
             print(f"{name}: not measured: {error}", flush=True)
 
 
+def known_marks(kept: Kept) -> list[float]:
+    """Minutes at which there is a point of some side, rising."""
+    return sorted({point["mark"] for row in kept["rows"].values() for point in row["points"]})
+
+
 def table(kept: Kept) -> str:
     """Curves as Markdown: KID at every mark, and when ours is ahead of the last point of each other."""
-    marks = sorted({point["mark"] for row in kept["rows"].values() for point in row["points"]})
+    marks = known_marks(kept)
     head = f"### {kept['data']}, {kept['machine']}, torch {kept['torch']}"
     lines = [head, "", f"KID (`{kept['key']}`) of {kept['n']:,} samples to {kept['reference']}.", ""]
     lines += [f"| | {' | '.join(f'{mark:g} min' for mark in marks)} | images | parameters | dtype | date, load |"]
@@ -149,6 +154,10 @@ def chart(kept: Kept, path: Path) -> None:
         axes.plot(x, y, "o-", label=name.removeprefix("quality "))
     axes.set(xlabel="minutes of training", ylabel=f"KID ({kept['key']}), N = {kept['n']:,}", xscale="log")
     axes.set_yscale("log", nonpositive="mask")
+    axes.set_xticks(marks := known_marks(kept), [f"{mark:g}" for mark in marks])
+    axes.set_xticks([], minor=True)
+    for each in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        each("{x:g}")
     axes.set_title(f"{kept['data']}, {kept['machine']}", fontsize="small")
     axes.legend(frameon=False, fontsize="small")
     with files.atomic(path) as file:
