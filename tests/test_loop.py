@@ -335,7 +335,7 @@ def test_a_roll_back_restores_all_of_a_state(sprites, tmp_path, monkeypatch):
         with slot(tmp_path / model.__name__) as held:
             curve, _, events = loop.train(trained, pool(sprites, train), train, Run(0, held))
             saved = held.load("cpu")
-        parts = [saved[key] for key in ("model", "adam", "ema", "curve")]
+        parts = [saved[key] for key in ("model", "optimizer", "ema", "curve")]
         runs.append([curve, dict(trained.state_dict()), parts, saved["safety"]["best"]])
         assert [event["images"] for event in events] == ([40] if model is Once else [])
     assert same(*runs)

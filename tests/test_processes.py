@@ -46,6 +46,7 @@ CASES = {  # case -> what differs from a tiny model of the family, and from the 
     "ncsn": ({}, {}),
     "ddpm": ({"net": UNET | {"dropout": 0.2}, "guide": 0.5}, {"validation": 8}),
     "edm": ({}, {"accumulate": 2}),
+    "edm-muon": ({}, {"optimizer": "muon"}),
     "ebm": ({}, {}),
     "ebm-chain": ({"chain": 2}, {}),
     "ebm-igebm": (CONTRAST | {"net": {"channels": 8, "spectral": True}, "contrast": {"buffer": 128}}, {}),

@@ -8,7 +8,7 @@ file has a third name: `Sample`, how to draw. What only some families can do is 
 import abc
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
@@ -18,6 +18,21 @@ from pofx.base.rng import Noise
 Images = Float[Tensor, "b c h w"]  # in [-1, 1]
 Shape = tuple[int, int, int]  # channels, height, width
 Terms = dict[str, Tensor]  # "loss": (b,); others (b,) or (), for the curves; "alarm_..." and "warn_...": () bool
+
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def outer(layer: Layer) -> Layer:
+    """Mark a layer that reads images or noise levels, or puts out what the loss is made of: Muon leaves it to Adam."""
+    layer.outer = True
+    return layer
+
+
+def stacked(layer: Layer, count: int) -> Layer:
+    """Mark a layer whose output is that of `count` layers one after the other, as q, k and v: Muon takes each alone."""
+    layer.stacked = count
+    return layer
 
 
 class Family(nn.Module, abc.ABC):

@@ -3,7 +3,7 @@ or by Gaussian Fourier features of log sigma (Song et al. 2021, arXiv 2011.13456
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from pofx.base.errors import UserError
 from pofx.base.rng import Dropout
-from pofx.models.family import Images, Shape
-
-Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+from pofx.models.family import Images, Layer, Shape, outer, stacked
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -57,7 +55,7 @@ class Sinusoid(nn.Module):
 
 def embedder(features: nn.Module, dim: int, inner: int, out: int) -> nn.Sequential:
     """From a noise level, by its `dim` features, to an embedding of `out` numbers."""
-    return nn.Sequential(features, nn.Linear(dim, inner), nn.SiLU(), nn.Linear(inner, out), nn.SiLU())
+    return nn.Sequential(features, outer(nn.Linear(dim, inner)), nn.SiLU(), nn.Linear(inner, out), nn.SiLU())
 
 
 class Block(nn.Module):
@@ -110,7 +108,8 @@ class Attention(nn.Module):
         if channels % heads:
             raise UserError(f"net.heads = {heads} should divide the width of every map with attention")
         self.heads, self.norm = heads, _norm(channels)
-        self.qkv, self.out = nn.Conv2d(channels, 3 * channels, 1), _zeros(nn.Conv2d(channels, channels, 1))
+        self.qkv = stacked(nn.Conv2d(channels, 3 * channels, 1), 3)
+        self.out = _zeros(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, _: Tensor) -> Tensor:
         b, c, h, w = x.shape
@@ -160,7 +159,7 @@ class UNet(nn.Module):
         features = Fourier(channels) if time == "sigma" else Sinusoid(channels)
         self.embed = embedder(features, channels, embedding, embedding)
         self.fold, self.unfold = nn.PixelUnshuffle(patch), nn.PixelShuffle(patch)
-        self.first = nn.Conv2d(folded, channels, side, padding=side // 2)
+        self.first = outer(nn.Conv2d(folded, channels, side, padding=side // 2))
 
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         widths, kept, now = [channels * m for m in cfg.multipliers], [channels], channels
@@ -189,7 +188,7 @@ class UNet(nn.Module):
                 conv = [] if plain else [nn.Conv2d(now, now, 3, padding=1)]
                 self.up.append(nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), *conv))
         norm = [_norm(now), nn.SiLU()] if residual else []
-        self.last = nn.Sequential(*norm, _zeros(nn.Conv2d(now, folded, side, padding=side // 2)))
+        self.last = nn.Sequential(*norm, outer(_zeros(nn.Conv2d(now, folded, side, padding=side // 2))))
 
     @property
     def deepest(self) -> nn.Module:

@@ -18,11 +18,12 @@ class Train:
     images: Annotated[int, Ge(1)] = 10_000  # budget
     batch: Annotated[int, Ge(1)] = 8  # images of an optimiser step, of all processes together
     accumulate: Annotated[int, Ge(1)] = 1  # parts that a batch is split into: less memory, the same gradient
+    optimizer: Literal["adam", "muon"] = "adam"  # muon: of hidden matrices, with Adam for the rest
     lr: Annotated[float, Gt(0)] = 2e-3
     warmup: Annotated[int, Ge(0)] = 1000  # images of the linear ramp of the rate
     decay: Literal["constant", "cosine"] = "cosine"
     betas: tuple[float, float] = (0.9, 0.99)  # of Adam
-    weight_decay: Annotated[float, Ge(0)] = 0.0
+    weight_decay: Annotated[float, Ge(0)] = 0.0  # of Adam
     clip: Annotated[float, Gt(0)] = 1000.0  # largest norm of the gradient
     ema_half_life: Annotated[int, Ge(0)] = 2000  # images, of the average of the weights; 0: no average
     flip: bool = True  # mirror every image with probability one half
@@ -44,6 +45,8 @@ class Train:
             raise ValueError(f"images = {self.images} should be at least one batch ({self.batch})")
         if self.patience and not self.validation:
             raise ValueError(f"patience = {self.patience} needs validation images")
+        if self.weight_decay and self.optimizer == "muon":
+            raise ValueError(f"weight_decay = {self.weight_decay} is Adam's: muon has none, set it to 0")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas = {list(self.betas)} should lie in [0, 1)")
 

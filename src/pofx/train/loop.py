@@ -20,6 +20,7 @@ from pofx.models.family import Family
 from pofx.train.config import Train
 from pofx.train.curve import Curve, Row
 from pofx.train.ema import Ema
+from pofx.train.optimiser import Optimiser
 from pofx.train.pool import Pool
 from pofx.train.safety import Event, Safety, guide_step
 from pofx.train.state import Slot
@@ -69,9 +70,9 @@ def train(model: Family, pool: Pool, cfg: Train, run: Run) -> Trained:
     if cfg.compile:
         model.net.compile(dynamic=False)
     params = [p for p in model.parameters() if p.requires_grad]
-    adam = torch.optim.Adam(params, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True)
-    ema, curve, wrapped = Ema(model, cfg.ema_half_life), Curve(), dist.wrapped(model)
-    parts = {"model": model, "adam": adam, "ema": ema, "curve": curve}
+    optimiser, ema, curve = Optimiser(model, cfg), Ema(model, cfg.ema_half_life), Curve()
+    wrapped = dist.wrapped(model)
+    parts = {"model": model, "optimizer": optimiser, "ema": ema, "curve": curve}
     safety = Safety(parts, cfg, run.slot, run.seed, pool.held_out)
     state = parts | {"safety": safety}
     step, total, guide_at = run.slot.resume(state, device), cfg.steps * cfg.batch, guide_step(model, cfg)
@@ -82,8 +83,6 @@ def train(model: Family, pool: Pool, cfg: Train, run: Run) -> Trained:
     with Bar(total=total, initial=step * cfg.batch, unit="img", unit_scale=True, desc="train") as bar:
         while step < cfg.steps and not safety.stops_early:
             torch.manual_seed(fold(run.seed, step))
-            for group in adam.param_groups:
-                group["lr"] = safety.rate(step)
             for i, part in enumerate(pool(step).chunk(cfg.accumulate)):
                 with dist.sharing(), dist.silent(wrapped, last=i == cfg.accumulate - 1):
                     with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
@@ -91,8 +90,7 @@ def train(model: Family, pool: Pool, cfg: Train, run: Run) -> Trained:
                     (terms["loss"].mean() / cfg.accumulate).backward()
                 curve.add(terms, cfg.accumulate)
             curve.add({"grad_norm": clip_grad_norm_(params, cfg.clip)})
-            adam.step()
-            adam.zero_grad(set_to_none=True)
+            optimiser.step(safety.rate(step))
             step += 1
             ema.update(seen=step * cfg.batch, batch=cfg.batch)
             if step == guide_at:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from pofx.base.errors import UserError
-from pofx.models.family import Images, Shape
+from pofx.models.family import Images, Shape, outer
 from pofx.models.unet import Fourier, embedder
 
 
@@ -66,7 +66,7 @@ class Tower(nn.Module):
         channels, embedding = cfg.channels, 4 * cfg.channels if levels else 0
         self.embed = embedder(Fourier(channels), channels, embedding, embedding) if levels else None
         first = _conv(shape[0] * cfg.patch**2, channels, 3, cfg.spectral)
-        self.first = nn.Sequential(nn.PixelUnshuffle(cfg.patch), first)
+        self.first = nn.Sequential(nn.PixelUnshuffle(cfg.patch), outer(first))
         self.blocks, now = nn.ModuleList(), channels
         sides = [side // cfg.patch for side in shape[1:]]
         for width in (channels * m for m in cfg.multipliers):
@@ -75,7 +75,7 @@ class Tower(nn.Module):
                 self.blocks.append(Block(now, width, embedding, shrink=halved and k == 0, spectral=cfg.spectral))
                 now = width
             sides = [side // 2 for side in sides] if halved else sides
-        self.last = nn.Linear(embedding, now) if levels else nn.Linear(now, 1)
+        self.last = outer(nn.Linear(embedding, now) if levels else nn.Linear(now, 1))
 
     def forward(self, x: Images, t: Float[Tensor, " b"] | None) -> Float[Tensor, " b"]:
         e = self.embed(t) if self.embed else None

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pofx.base.errors import UserError
-from pofx.models.family import Images, Shape
+from pofx.models.family import Images, Shape, outer
 from pofx.models.unet import Fourier, embedder
 
 EMBEDDING = 32  # width; the linear layers on it of v1's 71 norms are 5% of the parameters of the published network
@@ -174,7 +174,7 @@ class RefineNet(nn.Module):
         wide, folded = 2 * channels, shape[0] * patch**2
         self.embed = embedder(Fourier(EMBEDDING), EMBEDDING, 4 * EMBEDDING, EMBEDDING) if conditional else None
         self.fold, self.unfold = nn.PixelUnshuffle(patch), nn.PixelShuffle(patch)
-        self.first = nn.Conv2d(folded, channels, 3, padding=1)
+        self.first = outer(nn.Conv2d(folded, channels, 3, padding=1))
         stages = [(channels, channels, 1), (channels, wide, 1), (wide, wide, 2), (wide, wide, 4)]
         self.stages = nn.ModuleList(
             nn.ModuleList([Residual(before, after, dilation, k > 0, conditional),
@@ -187,7 +187,7 @@ class RefineNet(nn.Module):
             Refine([wide, wide], channels, 1, conditional),
             Refine([channels, channels], channels, 3, conditional),
         ])  # fmt: skip
-        self.last = Conv(InstanceNormPlus(channels, conditional), nn.ELU(), _conv(channels, folded))
+        self.last = Conv(InstanceNormPlus(channels, conditional), nn.ELU(), outer(_conv(channels, folded)))
 
     @property
     def deepest(self) -> nn.Module:

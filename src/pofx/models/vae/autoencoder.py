@@ -11,7 +11,7 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pofx.models.family import Images, Shape
+from pofx.models.family import Images, Shape, outer
 
 
 def _smallest(shape: Shape, channels: Sequence[int]) -> Shape:
@@ -44,13 +44,14 @@ class Encoder(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         if blocks:
-            layers += [nn.Conv2d(shape[0], channels[0], 3, 1, 1)]
+            layers += [outer(nn.Conv2d(shape[0], channels[0], 3, 1, 1))]
             for now, after in pairwise([*channels, channels[-1]]):
                 layers += [*(Residual(now) for _ in range(blocks)), nn.Conv2d(now, after, 3, 2, 1)]
             layers += _active(channels[-1])
         else:
             for before, after in pairwise([shape[0], *channels]):
                 layers += [nn.Conv2d(before, after, 4, 2, 1), *_active(after)]
+            outer(layers[0])
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(math.prod(_smallest(shape, channels)), 2 * latent))
 
     def forward(self, x: Images) -> Float[Tensor, "b twice_latent"]:
@@ -71,7 +72,7 @@ class Decoder(nn.Module):
         else:
             for before, after in pairwise([*up, up[-1]]):
                 layers += [*_active(before), nn.ConvTranspose2d(before, after, 4, 2, 1)]
-        self.layers = nn.Sequential(*layers, *_active(up[-1]), nn.Conv2d(up[-1], out, 3, 1, 1))
+        self.layers = nn.Sequential(*layers, *_active(up[-1]), outer(nn.Conv2d(up[-1], out, 3, 1, 1)))
 
     def forward(self, z: Float[Tensor, "b latent"]) -> Float[Tensor, "b out h w"]:
         return self.layers(z)

@@ -13,13 +13,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from pofx.base import rng
+from pofx.models.family import outer, stacked
 
 Cache = dict[int, tuple[Tensor, Tensor]]  # block -> keys and values of the codes seen so far
 
 
 def _head(width: int, size: int) -> nn.Linear:
     # Zeros: training starts from the uniform distribution, log(size) nats a code.
-    head = nn.Linear(width, size)
+    head = outer(nn.Linear(width, size))
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head
@@ -60,7 +61,8 @@ class TransformerBlock(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
         self.heads, self.dropout = heads, rng.Dropout(dropout)
-        self.norm1, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norm1, self.qkv = nn.LayerNorm(width), stacked(nn.Linear(width, 3 * width), 3)
+        self.out = nn.Linear(width, width)
         self.norm2, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Float[Tensor, "b n width"], index: int, cache: Cache | None) -> Float[Tensor, "b n width"]:

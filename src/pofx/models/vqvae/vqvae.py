@@ -23,7 +23,7 @@ from pofx.base import dist
 from pofx.base.errors import UserError
 from pofx.base.images import to_model
 from pofx.base.rng import Noise
-from pofx.models.family import Bounded, Coded, Images, Sampled, Shape, Terms
+from pofx.models.family import Bounded, Coded, Images, Sampled, Shape, Terms, outer
 from pofx.models.features import averaged
 from pofx.models.pixels import gaussian
 from pofx.models.vqvae.codebook import Codebook, perplexity
@@ -61,7 +61,7 @@ class Encoder(nn.Module):
         super().__init__()
         full, half = cfg.channels, cfg.channels // 2
         self.layers = nn.Sequential(
-            nn.Conv2d(colours, half, 4, 2, 1), nn.SiLU(),
+            outer(nn.Conv2d(colours, half, 4, 2, 1)), nn.SiLU(),
             nn.Conv2d(half, full, 4, 2, 1), nn.SiLU(),
             nn.Conv2d(full, full, 3, padding=1), *(Block(full) for _ in range(cfg.blocks)),
             _norm(full), nn.SiLU(), nn.Conv2d(full, cfg.dim, 1),
@@ -80,7 +80,7 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(
             nn.Conv2d(cfg.dim, full, 3, padding=1), *(Block(full) for _ in range(cfg.blocks)),
             _norm(full), nn.SiLU(), nn.ConvTranspose2d(full, half, 4, 2, 1),
-            _norm(half), nn.SiLU(), nn.ConvTranspose2d(half, colours, 4, 2, 1),
+            _norm(half), nn.SiLU(), outer(nn.ConvTranspose2d(half, colours, 4, 2, 1)),
         )  # fmt: skip
 
     def forward(self, z: Float[Tensor, "b dim h w"]) -> Float[Tensor, "b c _ _"]:
