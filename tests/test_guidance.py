@@ -1,6 +1,6 @@
 """Autoguidance: the formula, which weights the guide has and since when, what it costs."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from pofx.base import config
 from pofx.base.errors import UserError
 from pofx.base.rng import Noise
 from pofx.models import store
-from pofx.models.denoiser import Denoiser
+from pofx.models.denoiser import Denoiser, DenoiserConfig
 from pofx.sample.cost import counted
 from pofx.sample.drawing import draw, guided
 from pofx.sample.samplers import Sample
@@ -21,18 +21,13 @@ from pofx.train.loop import Run
 NAMES = [name for name in config.family_names() if isinstance(build(*small(name)), Denoiser)]
 
 
-@dataclass(frozen=True)
-class Settings:
-    guide: float
-
-
 class Shrink(Denoiser):
     """D(x, sigma) = w x."""
 
     sigma_range = (0.1, 10.0)
 
     def __init__(self, guide: float):
-        super().__init__(Settings(guide), (3, 8, 8), torch.nn.Conv2d(3, 3, 1, groups=3, bias=False))
+        super().__init__(DenoiserConfig(guide=guide), (3, 8, 8), torch.nn.Conv2d(3, 3, 1, groups=3, bias=False))
 
     def forward(self, x):
         raise NotImplementedError

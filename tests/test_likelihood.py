@@ -3,7 +3,6 @@
 import itertools
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from pofx.base.errors import UserError
 from pofx.base.images import Batches, to_model
 from pofx.base.rng import Noise
 from pofx.models import ddpm
-from pofx.models.denoiser import Denoiser
+from pofx.models.denoiser import Denoiser, DenoiserConfig
 from pofx.models.family import Bounded, ImportanceWeighted
 from pofx.score import likelihood
 from pofx.score.likelihood import BIN, Likelihood
@@ -45,7 +44,7 @@ class Known(Denoiser):
     """A denoiser that is a function."""
 
     def __init__(self, function, levels: np.ndarray):
-        super().__init__(SimpleNamespace(guide=0.0), (3, 8, 8), nn.Identity())
+        super().__init__(DenoiserConfig(guide=0.0), (3, 8, 8), nn.Identity())
         self.function, self.levels, self.sigma_range = function, levels, (float(levels[-1]), float(levels[0]))
 
     def forward(self, x):

@@ -42,7 +42,7 @@ def test_settings_of_format_1_are_found_where_they_are_now():
     """Those of the objective moved into a section of it, those of training out of the config."""
     folder = MODELS / "ebm-format1"
     before, card = json.loads((folder / "model.json").read_text()), store.card(folder)
-    assert "format" not in before and card["format"] == store.FORMAT == 2
+    assert "format" not in before and card["format"] == store.FORMAT == 3
     assert card["train"] == before["config"]["train"]
     cfg = store.load(folder).cfg
     assert cfg.chain == before["config"]["chain"]
@@ -76,7 +76,7 @@ def test_a_format_to_come_is_refused_in_one_line(tmp_path):
     folder = shutil.copytree(MODELS / "edm-format1", tmp_path / "edm")
     card = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps(card | {"format": store.FORMAT + 1}))
-    with pytest.raises(UserError, match=r"model\.json has format 3, newer than 2: update the project") as error:
+    with pytest.raises(UserError, match=r"model\.json has format 4, newer than 3: update the project") as error:
         store.load(folder)
     assert "\n" not in str(error.value)
 

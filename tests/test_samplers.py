@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from pofx.base.errors import UserError
 from pofx.base.images import to_model, to_uint8
 from pofx.base.rng import Noise
 from pofx.models import ddpm, denoiser
-from pofx.models.denoiser import Denoiser
+from pofx.models.denoiser import Denoiser, DenoiserConfig
 from pofx.models.ebm import chains
 from pofx.models.ncsn.ncsn import overlap
 from pofx.sample import spacing
@@ -119,7 +119,7 @@ class Oracle(Denoiser):
     """The denoiser `f` of a distribution that is known."""
 
     def __init__(self, f, sigma_range, levels=None):
-        super().__init__(SimpleNamespace(guide=0.0), (3, 4, 4), nn.Identity())
+        super().__init__(DenoiserConfig(guide=0.0), (3, 4, 4), nn.Identity())
         self.f, self.sigma_range, self.levels = f, sigma_range, levels
 
     def forward(self, x):
@@ -134,6 +134,11 @@ LINEAR = ddpm.preserving("linear", 1000)
 WAYS = {  # sampler, its levels, and how far its steps leave the standard deviation off
     "heun": (Sample(sampler="heun"), EDM, 0.01),
     "heun with churn": (Sample(sampler="heun", churn=10.0), spacing.karras(80.0, 0.002, 60, 7.0), 0.02),
+    "heun with some churn": (
+        Sample(sampler="heun", churn=20.0, churn_min=0.05, churn_max=2.0),
+        spacing.karras(80.0, 0.002, 120, 7.0),
+        0.02,
+    ),
     "dpmpp": (Sample(sampler="dpmpp"), EDM, 0.01),
     "ddim": (Sample(sampler="ddim"), spacing.by_index(LINEAR, "uniform", 200), 0.02),
     "ddim quadratic": (Sample(sampler="ddim"), spacing.by_index(LINEAR, "quadratic", 200), 0.02),
@@ -249,6 +254,25 @@ def test_ddim_in_two_steps_by_hand():
     assert stirred == pytest.approx((1 + math.sqrt(13) / 2 + math.sqrt(3) / 4 * z) / 2)
 
 
+def test_the_stochastic_sampler_of_edm_by_hand():
+    """Algorithm 2 of the paper, line by line: S_churn 1 over three steps, gamma 1/3, from S_tmin to S_tmax alone."""
+    times, s_noise, gamma = [4.0, 2.0, 1.0, 0.0], 1.5, 1 / 3
+    unit = lambda x, sigma: x / (1 + sigma**2)  # noqa: E731
+    z, x = Noise(0, 0, 1), 5.0
+    for t, after in pairwise(times):
+        hat, wide = t, x
+        if 1.5 <= t <= 3.0:
+            hat = t + gamma * t
+            wide = x + math.sqrt(hat**2 - t**2) * s_noise * z.normal(1).item()
+        d = (wide - unit(wide, hat)) / hat
+        x = wide + (after - hat) * d
+        if after:
+            x = wide + (after - hat) * (d / 2 + (x - unit(x, after)) / after / 2)
+    cfg = Sample(sampler="heun", churn=1.0, churn_min=1.5, churn_max=3.0, churn_noise=s_noise)
+    got = SAMPLERS["heun"](unit, Noise(0, 0, 1), torch.full((1, 1), 5.0), times, cfg)
+    assert got.item() == pytest.approx(x, rel=1e-5)
+
+
 def test_the_chain_of_ddpm_by_hand():
     """One step from alphabar 0.2 to 0.6: mean and variances of Ho et al. 2020, eq. 7, in their own coordinates."""
     before, after = 0.2, 0.6  # alphabar_t, alphabar_t-1
@@ -348,7 +372,8 @@ def test_settings_out_of_range_are_refused_by_name(change, bound):
         config.build(Sample, change, "sample.edm")
 
 
-SPECIAL = {"variance": "large", "eta": 0.5, "churn": 10.0, "langevin_steps": 5, "step_size": 1e-5, "snr": 0.2}
+SPECIAL = {"variance": "large", "eta": 0.5, "churn": 10.0, "churn_min": 0.1, "churn_max": 50.0, "churn_noise": 1.003,
+           "langevin_steps": 5, "step_size": 1e-5, "snr": 0.2}  # fmt: skip
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from pofx.base.errors import UserError
 from pofx.base.images import to_uint8
 from pofx.base.rng import Noise
 from pofx.models import ddpm
-from pofx.models.denoiser import Denoiser
+from pofx.models.denoiser import Denoiser, DenoiserConfig
 from pofx.sample import drawing, settings
 from pofx.sample.samplers import Sample
 from pofx.score import denoising, distances
@@ -34,7 +33,7 @@ class Gaussian(Denoiser):
     sigma_range = (0.01, 20.0)
 
     def __init__(self, levels: np.ndarray | None = None):
-        super().__init__(SimpleNamespace(guide=0.0), SHAPE, nn.Identity())
+        super().__init__(DenoiserConfig(guide=0.0), SHAPE, nn.Identity())
         self.levels = levels
 
     def forward(self, x):

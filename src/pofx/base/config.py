@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import math
 import operator
+import re
 import types
 import typing
 from collections.abc import Collection
@@ -38,7 +39,7 @@ BOUNDS = {  # bound -> whether a value keeps it, and what else it should do
 
 def family_names() -> list[str]:
     """Every family of the project: one file or folder in models/, whose module defines `Config`."""
-    return sorted(path.stem for path in MODELS.rglob("*.py") if "\nclass Config:" in path.read_text())
+    return sorted(path.stem for path in MODELS.rglob("*.py") if re.search(r"^class Config\b", path.read_text(), re.M))
 
 
 def family_module(name: str) -> str:

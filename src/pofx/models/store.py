@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from pofx.base import config, files
 from pofx.base.errors import UserError
 from pofx.models.family import Family, Shape
 
-FORMAT = 2  # 1: `train` within the config, images of 3x32x32, no format number
+# 1: `train` within the config, images of 3x32x32, no format number; 2: data were taken to have mean 0 and a sigma_data
+FORMAT = 3
 # family -> section of today -> its keys, which in format 1 were beside it
 MOVED = {
     "ebm": {
@@ -27,6 +29,8 @@ MOVED = {
         "recovery": ["sigma_min", "sigma_max", "levels", "sigma_data", "log_mean", "log_std", "step"],
     }
 }  # fmt: skip
+MEASURED = ("mean", "sigma_data")  # buffers of models/moments.py, which formats 1 and 2 lack
+ASSUMED = {"ncsn": 0.5, "ddpm": 1.0, "edm": 0.5, "ebm": 0.5}  # family -> sigma_data of formats 1 and 2
 
 
 def module(name: str) -> ModuleType:
@@ -66,7 +70,7 @@ def save(folder: Path, name: str, model: Family, train: dict[str, Any], provenan
 
 
 def card(folder: Path) -> dict[str, Any]:
-    """The card of the model in `folder`, in today's format.
+    """The card of the model in `folder`, in today's format; "written" is the format of the file.
 
     Raises:
         UserError: it was written by a newer version.
@@ -76,26 +80,40 @@ def card(folder: Path) -> dict[str, Any]:
     if written > FORMAT:
         raise UserError(f"{folder}/model.json has format {written}, newer than {FORMAT}: update the project")
     if written == 1:
-        read |= {"format": FORMAT, "train": read["config"].pop("train"), "shape": (3, 32, 32)}
+        read |= {"train": read["config"].pop("train"), "shape": (3, 32, 32)}
         for section, keys in MOVED.get(read["family"], {}).items():
             read["config"][section] = {key: read["config"].pop(key) for key in keys if key in read["config"]}
         if "base" in read:
             read["base"]["config"].pop("train")
+    if written < 3 and read["family"] in ASSUMED:
+        config = read["config"]["recovery"] if read["family"] == "ebm" else read["config"]
+        config["centre"] = False
+        config.setdefault("sigma_data", ASSUMED[read["family"]])
+    read |= {"format": FORMAT, "written": written}
     return read | {"shape": tuple(read["shape"])}
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> Family:
     """The model in `folder`, on `device`, in eval mode."""
-    model = _build(folder)
-    model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    model, tensors = _build(folder), load_file(Path(folder) / "model.safetensors")
+    if card(folder)["written"] < 3:
+        tensors = _measured(model.state_dict()) | tensors
+    model.load_state_dict(tensors)
     return model.to(device)
 
 
 def untrained(folder: Path, seed: int, device: torch.device | str = "cpu") -> Family:
-    """A model like that in `folder`, on `device`, in eval mode, with random initial weights (its base's too)."""
+    """A model like that in `folder`, on `device`, in eval mode, with random initial weights (its base's too). It knows
+    of its data what the trained one was told before training."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return _build(folder).to(device)
+        model = _build(folder)
+    model.load_state_dict(_measured(load_file(Path(folder) / "model.safetensors")), strict=False)
+    return model.to(device)
+
+
+def _measured(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensors[key] for key in MEASURED if key in tensors}
 
 
 def _build(folder: Path) -> Family:

@@ -30,7 +30,8 @@ def draw(model: Family, noise: Noise, cfg: Any) -> Float[Tensor, "n c h w"]:
 def follow(
     model: Denoiser, denoise: Denoise, noise: Noise, cfg: Sample, start: Float[Tensor, "n c h w"] | None = None
 ) -> Float[Tensor, "n c h w"]:
-    """Images from pure noise by the sampler of `cfg` along the noise levels of `model`, denoised by `denoise`.
+    """Images by the sampler of `cfg` along the noise levels of `model`, denoised by `denoise`, from noise about
+    the mean of the data or from a Gaussian of theirs.
 
     `start`: the standard normal numbers to begin with, in place of those of `noise`.
     """
@@ -44,7 +45,10 @@ def follow(
     def clipped(x: Tensor, sigma: float) -> Tensor:
         return denoise(x, sigma).clamp(-1, 1)
 
-    x = levels[0] * (noise.normal(*model.shape) if start is None else start)
+    if cfg.start == "gaussian" and model.gaussian is None:
+        raise UserError("start = gaussian needs principal components: train with gaussian = 64, or start from noise")
+    z = noise.normal(*model.shape) if start is None else start
+    x = model.mean + levels[0] * z if cfg.start == "noise" else model.gaussian.noisy(z, levels[0])
     sigmas = [*levels, 0.0] if cfg.denoise else levels
     return samplers.SAMPLERS[cfg.sampler](clipped if cfg.clip else denoise, noise, x, sigmas, cfg)
 
@@ -65,14 +69,21 @@ def guided(model: Denoiser, weight: float) -> Denoise:
 def choose_levels(model: Denoiser, cfg: Sample) -> list[float]:
     """The noise levels to visit, falling, without the final 0."""
     smallest, largest = model.sigma_range
-    if cfg.steps is None and model.levels is not None:
-        return model.levels.tolist()
+    trained = model.levels
+    if cfg.sigma_max is not None:
+        least = smallest if trained is None else trained[-2]  # two levels at least
+        if not least <= cfg.sigma_max <= largest:
+            raise UserError(f"sigma_max = {cfg.sigma_max:g} to sample from should lie between {least:.3g} and "
+                            f"{largest:.3g}, the noise levels of this model; null takes the largest")  # fmt: skip
+        largest, trained = cfg.sigma_max, None if trained is None else trained[trained <= cfg.sigma_max]
+    if cfg.steps is None and trained is not None:
+        return trained.tolist()
     if cfg.steps is None:
         raise UserError("this family was trained on a continuum of noise levels: say how many steps to sample with")
     if cfg.spacing == "karras":
         return spacing.karras(largest, smallest, cfg.steps, cfg.rho).tolist()
     if cfg.spacing == "geometric":
         return np.geomspace(largest, smallest, cfg.steps).tolist()
-    if model.levels is None:
+    if trained is None:
         raise UserError(f"spacing {cfg.spacing} counts along trained noise levels, which this family lacks: use karras")
-    return spacing.by_index(model.levels, cfg.spacing, cfg.steps).tolist()
+    return spacing.by_index(trained, cfg.spacing, cfg.steps).tolist()

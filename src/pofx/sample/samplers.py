@@ -29,7 +29,7 @@ READS = {  # which of the settings that not all samplers share each of them read
     "ancestral": {"variance"},
     "ddim": {"eta"},
     "dpmpp": set(),
-    "heun": {"churn"},
+    "heun": {"churn", "churn_min", "churn_max", "churn_noise"},
     "langevin": {"langevin_steps", "step_size"},
     "consistent": {"step_size"},
     "predictor_corrector": {"langevin_steps", "snr"},
@@ -46,12 +46,19 @@ class Sample:
     steps: Annotated[int, Ge(2)] | None = None  # noise levels visited; None: all that the model was trained on
     # Of the levels. uniform or quadratic: along those that were trained on; geometric; karras: equal in sigma^(1/rho)
     spacing: Literal["uniform", "quadratic", "geometric", "karras"] = "karras"
+    # From N(mean, sigma^2) or, by the principal components that the model was trained with, N(mean, covariance +
+    # sigma^2), which is near the truth at far smaller noise levels too.
+    start: Literal["noise", "gaussian"] = "noise"
+    sigma_max: Annotated[float, Gt(0)] | None = None  # the level to start at; None: the model's largest
     denoise: bool = True  # end with the denoised mean at the smallest level
     clip: bool = False  # denoised images to [-1, 1]
     rho: Annotated[float, Ge(1)] = 7.0  # karras spacing
     variance: Literal["small", "large"] = "small"  # ancestral
     eta: Annotated[float, Ge(0), Le(1)] = 0.0  # ddim: share of the ancestral noise
-    churn: Annotated[float, Ge(0)] = 0.0  # heun: noise added back, over all steps
+    churn: Annotated[float, Ge(0)] = 0.0  # heun: noise added back, over all steps (S_churn)
+    churn_min: Annotated[float, Ge(0)] = 0.0  # heun: from this noise level (S_tmin)
+    churn_max: Annotated[float, Gt(0)] | None = None  # heun: up to this noise level (S_tmax); None: all
+    churn_noise: Annotated[float, Gt(0)] = 1.0  # heun: standard deviation of that noise (S_noise), 1.003 to 1.007
     langevin_steps: Annotated[int, Ge(1)] = 1  # langevin, predictor_corrector: a level
     step_size: Annotated[float, Gt(0)] | None = None  # langevin, consistent: epsilon as published, images on [0, 1]
     snr: Annotated[float, Gt(0), Le(0.7)] = 0.16  # predictor_corrector
@@ -68,7 +75,8 @@ class Sample:
 
     def by(self, sampler: str, steps: int, **settings: float) -> "Sample":
         """By another sampler, at its own defaults or by `settings`; the rest as here."""
-        shared = {key: getattr(self, key) for key in ("batch", "guidance", "spacing", "clip", "rho")}
+        kept = ("batch", "guidance", "spacing", "start", "sigma_max", "clip", "rho")
+        shared = {key: getattr(self, key) for key in kept}
         return Sample(sampler=sampler, steps=steps, **shared, **settings)
 
 
@@ -121,15 +129,17 @@ def dpmpp(denoise: Denoise, noise: Noise, x: Tensor, sigmas: list[float], cfg: S
 
 
 def heun(denoise: Denoise, noise: Noise, x: Tensor, sigmas: list[float], cfg: Sample) -> Tensor:
-    """EDM's sampler (Karras et al. 2022, arXiv 2206.00364, algorithm 2): Heun's method, with `churn` a stochastic one.
+    """EDM's sampler (Karras et al. 2022, arXiv 2206.00364, algorithm 2): Heun's method, with `churn` a stochastic one:
+    noise goes up by a share gamma before a step down.
 
     Two evaluations a step, one in the last, where the slope at sigma = 0 does not exist.
     """
     gamma = min(cfg.churn / (len(sigmas) - 1), math.sqrt(2) - 1)
     for now, after in _pairs(sigmas):
-        wide = now * (1 + gamma)
-        if gamma:
-            x = x + math.sqrt(wide**2 - now**2) * noise.normal(*x.shape[1:])
+        churned = gamma and cfg.churn_min <= now <= (cfg.churn_max or math.inf)
+        wide = now * (1 + gamma) if churned else now
+        if churned:
+            x = x + cfg.churn_noise * math.sqrt(wide**2 - now**2) * noise.normal(*x.shape[1:])
         slope = (x - denoise(x, wide)) / wide
         y = x + (after - wide) * slope
         if after:

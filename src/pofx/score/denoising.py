@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pofx.base.images import Sheet, sheet, to_model, to_uint8
 from pofx.base.rng import Noise
-from pofx.models.denoiser import SIGMA_DATA, Denoiser
+from pofx.models.denoiser import Denoiser
+from pofx.models.moments import SIGMA_DATA
 from pofx.sample import drawing
 from pofx.sample.interpolation import slerp
 from pofx.sample.samplers import SAMPLERS, Sample
@@ -86,13 +87,14 @@ def noisy(model: Denoiser, images: UInt8[Tensor, "b 3 h w"], noise: Noise, colum
 
     Returns:
         Two rows an image: the image with noise of every level (the same noise, times sigma), scaled down to the spread
-        of images, and below it D. And sigma of every column, rising.
+        of images about their mean, and below it D. And sigma of every column, rising.
     """
     x, z, sigmas = to_model(images), noise.normal(*images.shape[1:]), levels(model, columns)
     pairs = []
     for sigma in sigmas:
         y = x + sigma * z
-        pairs.append(torch.stack([y / math.hypot(1, sigma / SIGMA_DATA), model.denoise(y, sigma)], 1).flatten(0, 1))
+        shown = model.mean + (y - model.mean) / math.hypot(1, sigma / SIGMA_DATA)
+        pairs.append(torch.stack([shown, model.denoise(y, sigma)], 1).flatten(0, 1))
     return sheet(pairs), sigmas
 
 

@@ -26,8 +26,9 @@ from pofx.base.errors import UserError
 from pofx.base.images import Batches
 from pofx.base.progress import Bar
 from pofx.base.rng import Noise, fold
-from pofx.models.denoiser import SIGMA_DATA, Denoiser
+from pofx.models.denoiser import Denoiser
 from pofx.models.family import Bounded, Family, ImportanceWeighted
+from pofx.models.moments import SIGMA_DATA
 from pofx.models.pixels.gaussian import BIN, dequantised
 
 Images = UInt8[np.ndarray, "n 3 h w"]
@@ -125,11 +126,12 @@ def bound(
 ) -> Float64[Tensor, " n"]:
     """The variational bound of DDPM in bits per dimension (Ho et al. 2020, arXiv 2006.11239, eq. 5).
 
-        L = KL(q(x_T|x0) || N(0, I)) + sum over t = 2..T of KL_t - log p(x0|x_1)
+        L = KL(q(x_T|x0) || N(m, I)) + sum over t = 2..T of KL_t - log p(x0|x_1)
         KL_t = 1/2 (1 / sigma_{t-1}^2 - 1 / sigma_t^2) |x0 - D(x0 + sigma_t z, sigma_t)|^2
 
-    in the form of Kingma et al. (2021, arXiv 2107.00630). The model is what ancestral sampling draws from all its noise
-    levels, with the variance of the posterior ("small"), D clipped to [-1, 1], and grey levels by `decoder` at the end.
+    in the form of Kingma et al. (2021, arXiv 2107.00630); m is the data's mean in the chain's scale, published as 0.
+    The model is what ancestral sampling draws from all its noise levels, with the variance of the posterior ("small"),
+    D clipped to [-1, 1], and grey levels by `decoder` at the end.
 
     Args:
         model: with the levels sigma_T..sigma_1, falling; the chain's abar_t is 1 / (1 + sigma_t^2).
@@ -142,7 +144,7 @@ def bound(
     weights = np.vstack([weights, np.ones(len(x))])
     own = [torch.Generator(x.device).manual_seed(fold(seed, "bound", i)) for i in range(len(x))]
     std, kept = math.sqrt(last_variance(model.levels)), 1 / (1 + variance[0])
-    nats = 0.5 * (kept * (x.double().square() - 1) - math.log1p(-kept)).flatten(1).sum(1)
+    nats = 0.5 * (kept * ((x - model.mean).double().square() - 1) - math.log1p(-kept)).flatten(1).sum(1)
     with (
         torch.backends.cudnn.flags(enabled=True, benchmark=False),  # it would tune for every size of a group
         Bar(total=np.count_nonzero(weights), desc="bits/dim", unit="img") as bar,
@@ -214,14 +216,18 @@ def flow(model: Denoiser, x: Float[Tensor, "n *shape"], steps: int, batch: int, 
     """Bits per dimension under the probability flow (Song et al. 2021, arXiv 2011.13456, section 4.3).
 
     Images are dequantised uniformly. `steps` lead from the smallest noise level, whose density is the model's, to the
-    largest, where it is N(0, sigma_max^2), at equal ratios.
+    largest, where it is N(m, sigma_max^2), at equal ratios; m is the data's mean.
     """
     with rng.per_image(Noise(seed, 0, len(x), x.device)):
         x = dequantised(x)
         probe = 2 * rng.batch(partial(torch.randint, 2), *x.shape, dtype=x.dtype) - 1
     sigmas = np.geomspace(*model.sigma_range, steps + 1).tolist()
-    parts = list(zip(x.split(batch), probe.split(batch), strict=True))
-    nats = torch.cat([log_density(model.denoise, sigmas, *part) for part in Bar(parts, desc="bits/dim", unit="batch")])
+
+    def centred(x: Tensor, sigma: float) -> Tensor:
+        return model.denoise(model.mean + x, sigma) - model.mean
+
+    parts = list(zip((x - model.mean).split(batch), probe.split(batch), strict=True))
+    nats = torch.cat([log_density(centred, sigmas, *part) for part in Bar(parts, desc="bits/dim", unit="batch")])
     return -nats / (x[0].numel() * math.log(2)) - math.log2(BIN)
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt, Le
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.nn.utils.parametrize import cached
 
@@ -25,11 +25,12 @@ from pofx.base import dist, rng
 from pofx.base.errors import UserError
 from pofx.base.progress import Bar
 from pofx.base.rng import Noise
-from pofx.models.denoiser import SIGMA_DATA, loss_weight
+from pofx.models.denoiser import loss_weight
 from pofx.models.ebm.chains import CALM, Chains, Draw, Observed, Sample, drawn_from, last, slope
 from pofx.models.ebm.network import Energy
 from pofx.models.family import Images, Shape, Terms
 from pofx.models.features import PROBED, inside
+from pofx.models.moments import SIGMA_DATA, Measured
 
 IDLE = 1000  # steps after which denoising should have a smaller loss than NONE
 NONE = 0.8  # with no network the loss is about 1
@@ -46,7 +47,9 @@ class RecoveryConfig:
     sigma_min: Annotated[float, Gt(0)] = 0.02  # noise levels, geometric, images on [-1, 1]
     sigma_max: Annotated[float, Gt(0)] = 20.0
     levels: Annotated[int, Ge(2)] = 30
-    sigma_data: Annotated[float, Gt(0)] = SIGMA_DATA  # standard deviation of the data
+    centre: bool = True  # the network sees images without the mean of the training images
+    # Root mean square of the images about that mean, or about 0; None: of the training images.
+    sigma_data: Annotated[float, Gt(0)] | None = None
     log_mean: float = -0.4  # normal approximation: of log sigma in training
     log_std: Annotated[float, Gt(0)] = 1.4
     step: Annotated[float, Gt(0), Le(1)] = 1.0  # of a chain: 1 forgets, in a Gaussian, where it was
@@ -56,10 +59,11 @@ class RecoveryConfig:
             raise ValueError(f"sigma_min = {self.sigma_min} should be below sigma_max = {self.sigma_max}")
 
 
-class Recovery(Chains):
+class Recovery(Chains, Measured):
     def __init__(self, cfg: Any, shape: Shape):
         super().__init__(cfg, shape)
         self.own: RecoveryConfig = cfg.recovery
+        self.sigma_data.fill_(self.own.sigma_data or SIGMA_DATA)
         self.second_order = cfg.chain == 0
         self.net = Energy(cfg.net, shape, levels=True)
         lowest, highest = math.log10(self.own.sigma_min), math.log10(self.own.sigma_max)
@@ -67,17 +71,21 @@ class Recovery(Chains):
         names = ("gap",) if cfg.chain else ("denoising", "idle")
         self.alarms, self.warnings = {name: ALARMS[name] for name in names}, WARNINGS if cfg.chain else {}
 
+    def prepare(self, images: UInt8[Tensor, "n c h w"], batch: int) -> dict[str, float]:
+        return self.measure(images, self.own.centre, self.own.sigma_data)
+
     def forward(self, x: Images) -> Terms:
         return self._recover(x) if self.training and self.cfg.chain else self._approximate(x)
 
     def level_energy(self, x: Images, sigma: Float[Tensor, "b 1 1 1"]) -> Float[Tensor, " b"]:
-        """E(x, sigma) = |c_in x|^2 / 2 + sigma_data / sigma F(c_in x, c_noise),   c_in^-2 = sigma^2 + sigma_data^2
+        """E(x, sigma) = |y|^2 / 2 + sigma_data / sigma F(y, c_noise),   y = (x - m) / sqrt(sigma^2 + sigma_data^2)
 
-        EDM's preconditioning (models/denoiser.py) of the denoiser x - sigma^2 dE/dx, written as an energy.
+        EDM's preconditioning (models/denoiser.py) of the denoiser x - sigma^2 dE/dx, written as an energy. m is the
+        mean of the data.
         """
-        scaled = x * (sigma**2 + self.own.sigma_data**2).rsqrt()
+        scaled = (x - self.mean) * (sigma**2 + self.sigma_data**2).rsqrt()
         gaussian = scaled.square().flatten(1).sum(1) / 2
-        return gaussian + self.own.sigma_data / sigma.flatten() * self.net(scaled, sigma.flatten().log() / 4)
+        return gaussian + self.sigma_data / sigma.flatten() * self.net(scaled, sigma.flatten().log() / 4)
 
     def _slope(self, x: Images, sigma: Float[Tensor, "b 1 1 1"], graph: bool = False) -> tuple[Tensor, Images]:
         return slope(lambda at: self.level_energy(at, sigma), x, graph)
@@ -85,10 +93,10 @@ class Recovery(Chains):
     def _level(self, i: Int64[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
         return self.sigmas[i].view(-1, 1, 1, 1)
 
-    def _nearest(self, sigma: float) -> Int64[Tensor, ""]:
-        return (self.sigmas.log() - math.log(sigma)).abs().argmin()
+    def _nearest(self, sigma: Float[Tensor, ""] | float) -> Int64[Tensor, ""]:
+        return (self.sigmas / sigma).log().abs().argmin()
 
-    def _energy_near(self, x: Images, sigma: float) -> Float[Tensor, " b"]:
+    def _energy_near(self, x: Images, sigma: Float[Tensor, ""] | float) -> Float[Tensor, " b"]:
         """At the noise level nearest to sigma."""
         return self.level_energy(x, self._level(self._nearest(sigma).expand(len(x))))
 
@@ -100,7 +108,7 @@ class Recovery(Chains):
         noisy = x + sigma * rng.randn_like(x)
         energy, gradient = self._slope(noisy, sigma, graph=self.training)
         error = noisy - sigma**2 * gradient - x
-        loss = (loss_weight(sigma, own.sigma_data) * error.square()).flatten(1).mean(1)
+        loss = (loss_weight(sigma, self.sigma_data) * error.square()).flatten(1).mean(1)
         mean = dist.mean(loss.detach())
         alarms = {"alarm_denoising": mean > 10 * NONE, "alarm_idle": self._idle(mean)}
         return {"loss": loss, "energy_data": energy} | alarms
@@ -118,7 +126,7 @@ class Recovery(Chains):
         fall = (first - e_neg).detach()
         return {
             # Gradients of the energies grow as 1 / sigma: each noise level weighs the same.
-            "loss": sigma.flatten() / self.own.sigma_data * (e_pos - e_neg),
+            "loss": sigma.flatten() / self.sigma_data * (e_pos - e_neg),
             "energy_data": e_pos,
             "energy_model": e_neg,
             "chain_move": (negative - above).abs().mean(),
@@ -162,7 +170,7 @@ class Recovery(Chains):
         return self._descend(self._noise(noise), self.own.levels, noise, cfg)
 
     def _noise(self, noise: Noise) -> Images:
-        return self.own.sigma_max * noise.normal(*self.shape)
+        return self.mean + self.own.sigma_max * noise.normal(*self.shape)
 
     def _descend(self, x: Images, top: int, noise: Noise, cfg: Sample, observed: Observed = None) -> Iterator[Images]:
         """From noise level `top` down to images without noise."""
@@ -182,7 +190,7 @@ class Recovery(Chains):
     def energy(self, x: Images) -> Float[Tensor, " b"]:
         """At the level where noise is as strong as the data. Training shows unlikely images only where noise makes all
         alike: at small levels the energy of pure noise is far below that of data."""
-        return self._energy_near(x, self.own.sigma_data)
+        return self._energy_near(x, self.sigma_data)
 
     @property
     def layer(self) -> str:

@@ -13,13 +13,13 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, Lt
-from jaxtyping import UInt8
+from annotated_types import Ge, Gt
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from pofx.base import rng
 from pofx.base.images import to_model
-from pofx.models.denoiser import SIGMA_DATA, Denoiser, from_denoised, precondition
+from pofx.models.denoiser import Denoiser, DenoiserConfig, from_denoised, precondition
 from pofx.models.family import Images, Shape, Terms
 from pofx.models.ncsn.refinenet import RefineNet
 from pofx.models.unet import UNet, UNetConfig
@@ -31,7 +31,7 @@ PREDICTION = {"score": "score", "noise": "scaled_score", "residual": None}  # wh
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(DenoiserConfig):
     n_sigmas: Annotated[int, Ge(2)] = 32  # noise levels
     sigma_max: Annotated[float, Gt(0)] = 30.0  # about the largest distance between two images (Technique 1)
     sigma_min: Annotated[float, Gt(0)] = 0.02
@@ -40,7 +40,6 @@ class Config:
     weighting: Literal["dsm", "karras"] = "karras"
     # Of the network: the score s (2019), sigma s (2020), or what the score of a Gaussian leaves over (EDM).
     output: Literal["score", "noise", "residual"] = "residual"
-    guide: Annotated[float, Ge(0), Lt(1)] = 0.125  # share of the training after which the guide is kept; 0: none
     network: Literal["unet", "refinenet", "refinenet_conditional"] = "unet"
     net: UNetConfig = field(default_factory=UNetConfig)  # a RefineNet uses channels and patch alone
 
@@ -62,8 +61,9 @@ class Model(Denoiser):
         self.register_buffer("sigmas", torch.tensor(self.levels, dtype=torch.float32), persistent=False)
 
     def prepare(self, images: UInt8[Tensor, "n c h w"], batch: int) -> dict[str, float]:
-        """Check the noise levels against the data: the largest distance of two images (Technique 1, units of [0, 1]),
-        and the overlap C of neighbouring levels (Technique 2)."""
+        """Check the noise levels against the data besides: the largest distance of two images (Technique 1, units of
+        [0, 1]), and the overlap C of neighbouring levels (Technique 2)."""
+        noted = super().prepare(images, batch)
         some = to_model(images[:3000]).flatten(1) / UNITS
         largest = torch.cdist(some, some).max().item()
         share = overlap(self.levels[0] / self.levels[1], some.shape[1])
@@ -73,7 +73,7 @@ class Model(Denoiser):
         if share < FEWEST_OVERLAP:
             _warn(f"neighbouring noise levels overlap by C = {share:.2f}, below {FEWEST_OVERLAP}: Langevin dynamics "
                   f"may lose its way between them; raise ncsn.n_sigmas = {self.cfg.n_sigmas}")  # fmt: skip
-        return {"largest_distance": largest, "overlap": share}
+        return noted | {"largest_distance": largest, "overlap": share}
 
     def forward(self, x: Images) -> Terms:
         if self.cfg.continuous:
@@ -83,15 +83,16 @@ class Model(Denoiser):
             sigma = self.sigmas[rng.randint(len(self.sigmas), len(x), device=x.device)]
         wide, z = sigma[:, None, None, None], rng.randn_like(x)
         noisy = x + wide * z
-        denoised = precondition(self.net, noisy, wide, prediction=PREDICTION[self.cfg.output])
+        denoised = self.denoise(noisy, wide)
         dsm = 0.5 * (from_denoised("scaled_score", denoised, noisy, wide) + z).square().flatten(1).sum(1)
         # "karras": the network's own error weighs the same at every level (arXiv 2206.00364, eq. 7 ff.). The published
         # weight leaves the coarse levels, where place and colour are decided, to long training.
-        weight = 1 + (sigma / SIGMA_DATA) ** 2 if self.cfg.weighting == "karras" else 1.0
+        weight = 1 + (sigma / self.sigma_data) ** 2 if self.cfg.weighting == "karras" else 1.0
         return {"loss": weight * dsm, "dsm_per_pixel": dsm / x[0].numel()}
 
-    def denoise(self, x: Images, sigma: float, net: nn.Module | None = None) -> Images:
-        return precondition(net or self.net, x, sigma, prediction=PREDICTION[self.cfg.output])
+    def denoise(self, x: Images, sigma: Float[Tensor, "b 1 1 1"] | float, net: nn.Module | None = None) -> Images:
+        output = PREDICTION[self.cfg.output]
+        return self.mean + precondition(net or self.net, x - self.mean, sigma, self.sigma_data, output)
 
 
 def overlap(ratio: float, dims: int) -> float:
