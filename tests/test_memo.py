@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_rows import run  # noqa: F401  (a fixture)
 
-from pofx.base import files, memo, provenance
+from pofx.base import files, machine, memo, provenance
 from pofx.base.memo import Memo
 from pofx.models import store
 from pofx.score import extractor
@@ -132,6 +132,17 @@ def test_other_weights_are_drawn_from_again(evaluations):
             weight.mul_(1.1)
     store.save(Path("models/vae"), "vae", model, card["train"], {})
     assert evaluations("rows.vae={}") == before
+
+
+def test_another_precision_is_drawn_anew_and_its_equal_images_are_not_scored_again(evaluations, monkeypatch):
+    card, drawn = store.card(Path("models/vae")), []
+    store.save(Path("models/vae"), "vae", store.load(Path("models/vae")), card["train"] | {"precision": "auto"}, {})
+    for precision in ("fp32", "bf16"):
+        monkeypatch.setattr(machine, "precision", lambda asked, device, now=precision: now)
+        drawn.append(evaluations("rows.vae={}")["model"] > 0)
+        assert files.read_json(Path("samples/vae/rows.json"))["vae"]["precision"] == precision
+    monkeypatch.setattr(machine, "precision", lambda asked, device: "fp32")
+    assert drawn == [True, True] and evaluations("rows.vae={}")["model"] == 0
 
 
 def test_the_hash_of_code_is_of_the_folders_that_are_named():

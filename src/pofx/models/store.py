@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from pofx.base import config, files
+from pofx.base import config, files, machine
 from pofx.base.errors import UserError
 from pofx.models.family import Family, Shape
 
@@ -85,20 +85,21 @@ def card(folder: Path) -> dict[str, Any]:
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> Family:
-    """The model in `folder`, on `device`, in eval mode."""
-    model = _build(folder)
+    """The model in `folder`, on `device`, in eval mode; a precision that was left to the machine is that of `device`,
+    whatever it was trained in."""
+    model = _build(folder, torch.device(device))
     model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
-    return model.to(device)
+    return model
 
 
 def untrained(folder: Path, seed: int, device: torch.device | str = "cpu") -> Family:
     """A model like that in `folder`, on `device`, in eval mode, with random initial weights (its base's too)."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return _build(folder).to(device)
+        return _build(folder, torch.device(device))
 
 
-def _build(folder: Path) -> Family:
+def _build(folder: Path, device: torch.device) -> Family:
     have = card(folder)
 
     def build(part: dict[str, Any], *base: Family) -> Family:
@@ -107,7 +108,7 @@ def _build(folder: Path) -> Family:
         return family.Model(cfg, have["shape"], *base)
 
     model = build(have, *([build(have["base"])] if "base" in have else []))
-    model.precision = have["train"]["precision"]
+    model.precision = machine.precision(have["train"]["precision"], device)
     if have["train"]["channels_last"]:
         model.to(memory_format=torch.channels_last)
-    return model.eval()
+    return model.eval().to(device)
