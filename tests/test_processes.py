@@ -250,10 +250,8 @@ def test_a_number_of_processes_is_one(count, monkeypatch, capsys):
 
 def test_a_batch_that_processes_cannot_share_is_refused(sprites, tmp_path, monkeypatch):
     module = store.module("edm")
-    model, settings = (
-        build(module, config.build(module.Config, TINY["edm"], "edm")),
-        Train(batch=64, accumulate=2, precision="fp32"),
-    )
+    model = build(module, config.build(module.Config, TINY["edm"], "edm"))
+    settings = Train(batch=64, accumulate=2, precision="fp32")
     says = r"train\.batch = 64 should be a multiple of train\.accumulate x processes \(2 x 3\)"
     with slot(tmp_path) as held, pytest.raises(UserError, match=says):
         monkeypatch.setenv("WORLD_SIZE", "3")

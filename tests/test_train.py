@@ -76,9 +76,7 @@ def on(monkeypatch):
     real = machine.precision
 
     def now(auto: str) -> None:
-        monkeypatch.setattr(
-            machine, "precision", lambda asked, device: auto if asked == "auto" else real(asked, device)
-        )
+        monkeypatch.setattr(machine, "precision", lambda asked, at: auto if asked == "auto" else real(asked, at))
 
     return now
 
