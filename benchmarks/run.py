@@ -99,7 +99,7 @@ def looped(model: Family, images: torch.Tensor, train: Train, name: str) -> Call
     """The training loop, from its start to its saved end."""
 
     def go() -> None:
-        with tempfile.TemporaryDirectory() as folder, Slot(Path(folder), name, []) as slot:
+        with tempfile.TemporaryDirectory() as folder, Slot(Path(folder), name, [], train.precision) as slot:
             loop.train(model, Pool(images, train.batch, 0, train.flip), train, loop.Run(0, slot))
 
     return go
@@ -157,7 +157,15 @@ def ddpm_sampling(bench: Bench) -> dict[str, Any]:
 def vae_training(bench: Bench) -> dict[str, Any]:
     cfg, train, _ = preset("vae", "laptop")
     batch = train.batch
-    train = dataclasses.replace(train, images=IMAGES, rows=1, preview_rows=0, validation=0, patience=0)
+    train = dataclasses.replace(
+        train,
+        images=IMAGES,
+        rows=1,
+        preview_rows=0,
+        validation=0,
+        patience=0,
+        precision="fp32",  # as the peer's
+    )
     model, parts = build("vae", cfg).to(bench.device), build("vae", cfg).to(bench.device)
     other = build("vae", cfg).to(bench.device).train()
     pythae = (parts.encoder, parts.net, cfg.latent, to_model(bench.pool), batch, bench.scratch / "pythae")
@@ -278,7 +286,7 @@ def lite0_features(bench: Bench) -> dict[str, Any]:
 
 
 def training(bench: Bench, name: str) -> dict[str, Any]:
-    steps, device, train = 50, bench.device, settings(name)
+    steps, device, train = 50, bench.device, settings(name).on(bench.device)
     train = dataclasses.replace(train, images=steps * train.batch, rows=1, preview_rows=0, compile=False)
     train = dataclasses.replace(train, validation=0, patience=0)
     model, plain = build(name).to(device), build(name).to(device)
@@ -292,7 +300,7 @@ def training(bench: Bench, name: str) -> dict[str, Any]:
     def other() -> None:
         plain.train()
         for _ in range(steps):
-            with torch.autocast(device.type, torch.bfloat16, enabled=train.precision == "bf16"):
+            with machine.autocast(device, train.precision):
                 loss = plain(batch)["loss"].mean()
             loss.backward()
             optimiser.step()

@@ -51,8 +51,7 @@ def main(name: str) -> None:
     folder, images = Path(f"plots/energy/{name}"), torch.from_numpy(test[:IMAGES]).to(device)
     lengths = energy.settings(ways, cfg.chains)
     rows, drawn = settings.draw_all(model, lengths, cfg.n, lambda start, stop: noise("energy", stop, start))
-    half = model.precision == "bf16"  # the network alone, as in the stage that samples
-    with torch.autocast(device.type, torch.bfloat16, enabled=half):
+    with machine.autocast(device, model.precision):  # the network alone, as in the stage that samples
         noises = [noise(f"inpaint {i}", min(ROWS, len(images)) if i else len(images)) for i in range(DRAWS)]
         filled, inpainted = energy.inpainting(model, own, images, noises)
         cleaned, restored = energy.restoring(model, own, images, SIGMAS, lambda: noise("restore", len(images)))

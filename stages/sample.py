@@ -32,13 +32,13 @@ def main(name: str) -> None:
     folder, seed, device = Path(f"models/{name}"), config.value("seed", int), machine.device()
     model = store.load(folder, device)
     weights, code = [folder / "model.safetensors", folder / "model.json"], provenance.code_hash(*CODE)
-    memo = Memo(RUNS / "memo/sample" / name, weights, n, machine.name(device), code, fresh=FRESH)
+    memo = Memo(RUNS / "memo/sample" / name, weights, n, machine.name(device), model.precision, code, fresh=FRESH)
     noises = [fold(seed, "sample", name), *(fold(seed, "sample", name, k) for k in range(1, seeds))]  # of every draw
 
     record: dict[str, Any] = {}
     costs: dict[str, dict[str, float]] = {}  # metric -> row -> value
     for row, cfg in ways.items():
-        record[row] = {"sample": dataclasses.asdict(cfg), "stems": stems(row, seeds)}
+        record[row] = {"sample": dataclasses.asdict(cfg), "stems": stems(row, seeds), "precision": model.precision}
         spent = []
         for stem, noise in zip(record[row]["stems"], noises, strict=True):
             arrays, metrics = memo(partial(draw, model, cfg, n, noise, stem), cfg, noise)

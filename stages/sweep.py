@@ -44,12 +44,11 @@ def main(name: str) -> None:
         return Noise(fold(seed, use, name), start, stop, device)
 
     folder, few = Path(f"plots/denoising/{name}"), images[: ROWS // 2]
-    half = model.precision == "bf16"  # the network alone, as in the stage that samples
-    with torch.autocast(device.type, torch.bfloat16, enabled=half):
+    levels = denoising.errors(model, images, noise("errors", len(images)), LEVELS)  # a measure: in fp32
+    with machine.autocast(device, model.precision):  # the network alone, as in the stage that samples
         strip, along = denoising.strip(model, own, noise("sample", ROWS), COLUMNS)  # of the first images of sample@
         noisy, shown = denoising.noisy(model, few, noise("noisy", len(few)), COLUMNS)
         between = denoising.interpolation(model, own, noise("interpolation", 2 * ROWS), COLUMNS, STEPS)
-        levels = denoising.errors(model, images, noise("errors", len(images)), LEVELS)
         largest, some = model.sigma_range[1], min(cfg.n, own.batch)
         with torch.no_grad():
             model.denoise(largest * noise("sweep", some).normal(*model.shape), largest)  # not timed: kernels are chosen

@@ -21,8 +21,9 @@ from pofx.train.config import settings
 
 
 def main(name: str, minutes: float | None) -> None:
-    cfg, train, seed = config.section(name, store.module(name).Config), settings(name), config.value("seed", int)
+    cfg, asked, seed = config.section(name, store.module(name).Config), settings(name), config.value("seed", int)
     device, stop, data = machine.device(), machine.StopRequest(minutes), Path("data/train.npy")
+    train = asked.on(device)
     batches = pool.Pool(torch.from_numpy(np.load(data)).to(device), train.batch, seed, train.flip, train.validation)
     torch.manual_seed(rng.fold(seed, "init"))
     model = store.create(name, cfg, tuple(batches.images.shape[1:]), Path("models")).to(device)
@@ -32,7 +33,9 @@ def main(name: str, minutes: float | None) -> None:
     origin = {"seed": seed, "data": files.digest(data), "code": provenance.code_hash()}
     base = store.needs(name) and files.digest(Path(f"models/{store.needs(name)}/model.safetensors"))
     key = [asdict(cfg), train.deciding(), origin, base]
-    with state.Slot(RUNS, f"train_{name}", key, fresh=FRESH) as slot:
+    with state.Slot(RUNS, f"train_{name}", key, train.precision, fresh=FRESH) as slot:
+        if asked.precision == "auto" and not FRESH:
+            slot.refuse_other_precision(name)
 
         def preview(seen: int) -> None:
             drawn = model.preview(rng.Noise(rng.fold(seed, "sample", name), 0, 16, device))
@@ -53,7 +56,7 @@ def main(name: str, minutes: float | None) -> None:
         # A row that a roll-back undid, and that early stopping never reached again, may have left a later preview.
         previews = [np.load(path) for path in sorted(slot.folder.glob("*.npy")) if int(path.stem) <= seen]
     origin |= machine.arithmetic(device, train.precision)
-    store.save(Path(f"models/{name}"), name, model, asdict(train), origin)
+    store.save(Path(f"models/{name}"), name, model, asdict(asked), origin)
     files.write_csv(Path(f"plots/curves/{name}.csv"), curve)
     images.save_grid(np.concatenate(previews), Path(f"plots/progress/{name}.png"), columns=16)
     size = sum(p.numel() for key, p in model.named_parameters() if not key.startswith("guide."))

@@ -10,6 +10,7 @@ import torch
 from ruamel.yaml import YAML
 
 from pofx.base import config
+from pofx.base.machine import Precision
 from pofx.data.sprites import generate
 from pofx.models import store
 from pofx.train.config import Train, settings
@@ -78,6 +79,7 @@ def budget(name: str, *words: str, **changes) -> Train:
         "validation": 0,
         "patience": 0,
         "rollbacks": 0,
+        "precision": "fp32",  # numbers are compared, whatever the machine
     }
     return dataclasses.replace(settings(name, defaults(*words)), **(short | changes))
 
@@ -93,8 +95,8 @@ def pool(images: torch.Tensor, cfg: Train, seed: int = 0) -> Pool:
     return Pool(images, cfg.batch, seed, cfg.flip, cfg.validation)
 
 
-def slot(folder, stage: str = "train") -> Slot:
-    return Slot(folder, stage, ["test"])
+def slot(folder, stage: str = "train", precision: Precision = "fp32") -> Slot:
+    return Slot(folder, stage, ["test"], precision)
 
 
 def weights(model) -> dict[str, np.ndarray]:

@@ -8,11 +8,12 @@ import pytest
 import torch
 from conftest import budget, build, defaults, pool, slot, small, weights
 
-from pofx.base.images import to_model, to_uint8
+from pofx.base.images import Batches, to_model, to_uint8
 from pofx.base.rng import Noise
 from pofx.models import store
 from pofx.sample import drawing
 from pofx.sample.rows import rows
+from pofx.score.likelihood import Likelihood, evaluate
 from pofx.train.loop import Run, train
 
 SHAPES = [(3, 16, 16), (3, 32, 32), (3, 64, 64)]
@@ -139,6 +140,33 @@ def test_samples_of_a_half_precision_network_are_those_of_the_full_one(sprites):
             half = drawing.draw(model, Noise(5, 0, 4), draw("edm"))
     assert half.dtype == torch.float32
     assert (full - half).square().mean().sqrt() < 0.02 * full.std()
+
+
+def test_bits_do_not_depend_on_the_precision_of_drawing(name, sprites, tmp_path):
+    """The same weights, loaded for either."""
+    model, found = build(*small(name)), []
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))  # zeros would hide what the layers before them say
+    few = Likelihood(images=8, importance=3, terms=5, ode_steps=2)
+    for precision in ("fp32", "bf16"):
+        store.save(tmp_path, name, model, {"precision": precision, "channels_last": True}, {})
+        batches = Batches(64, torch.device("cpu"))
+        found.append(evaluate(store.load(tmp_path), sprites[:8].numpy(), batches, few, 0))
+    assert "bpd" in found[0] or name in ("ebm", "ncsn")
+    assert found[1] == pytest.approx(found[0], abs=0.01)
+
+
+def test_codes_that_are_drawn_are_not_rounded(name):
+    """The state of a sampler: what the network is given is the same under autocast."""
+    model, given = build(*small(name)).eval(), []
+    model.net.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    way = replace(draw(name), prior="mixture") if name == "vae" else draw(name)
+    for half in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            drawing.draw(model, Noise(5, 0, 2), way)
+    assert torch.equal(given[0], given[len(given) // 2])
+    assert all(x.dtype != torch.bfloat16 for x in given)
 
 
 def test_models_do_not_share_state(name, sprites):

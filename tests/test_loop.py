@@ -11,7 +11,7 @@ import torch
 from conftest import SHAPE, budget, build, pool, slot, small, weights
 from torch import nn
 
-from pofx.base import files
+from pofx.base import config, files
 from pofx.base.errors import UserError
 from pofx.base.images import to_model
 from pofx.models.ebm.contrast import Contrast
@@ -25,17 +25,18 @@ from pofx.train.pool import Pool
 
 def run(name, images, folder, stop=lambda: False, preview=lambda seen: None, **train):
     model, train = build(*small(name)), budget(name, **train)
-    with slot(folder) as held:
+    with slot(folder, precision=train.precision) as held:
         curve, *_ = loop.train(model, pool(images, train), train, Run(0, held, stop, preview))
     return weights(model), curve
 
 
-def test_interrupted_equals_undisturbed_bitwise(name, sprites, tmp_path):
-    whole, curve = run(name, sprites, tmp_path / "whole")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_interrupted_equals_undisturbed_bitwise(name, precision, sprites, tmp_path):
+    whole, curve = run(name, sprites, tmp_path / "whole", precision=precision)
     asked = iter([False, True])  # stop after the second row of four
     with pytest.raises(loop.Stopped, match="16 of 32 images"):
-        run(name, sprites, tmp_path / "parts", stop=lambda: next(asked))
-    resumed, again = run(name, sprites, tmp_path / "parts")
+        run(name, sprites, tmp_path / "parts", stop=lambda: next(asked), precision=precision)
+    resumed, again = run(name, sprites, tmp_path / "parts", precision=precision)
     assert all(np.array_equal(whole[k], resumed[k]) for k in whole)
     assert curve == again
 
@@ -99,14 +100,28 @@ def test_watching_held_out_images_does_not_disturb_training(name, sprites, tmp_p
     assert plain == watched
 
 
-def test_bf16_keeps_losses_in_float32(name, sprites, tmp_path):
-    model, train = build(*small(name)), budget(name, images=4, batch=2, precision="bf16")
-    with torch.autocast("cpu", torch.bfloat16):
-        terms = model(to_model(sprites[:2]))
-    assert terms["loss"].dtype == torch.float32
-    with slot(tmp_path) as held:
+# Every family at its default, and what no default trains.
+KINDS = [(name,) for name in config.family_names()] + [
+    ("vae", "vae-resnet"), ("vae", "vae.likelihood=logistic"), ("vae", "vae.importance=3", "vae.beta=1"),
+    ("vqprior", "vqprior.network=pixelcnn"), ("ebm", "ebm-igebm"), ("ebm", "ebm-icd"), ("ebm", "ebm.chain=2"),
+    ("ncsn", "ncsn.network=refinenet"), ("ncsn", "ncsn.network=refinenet_conditional"), ("ddpm", "ddpm-ho2020"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=" ".join)
+def test_every_kind_trains_in_bf16_with_its_loss_in_float32(kind, sprites, tmp_path):
+    (name, *words), seen = kind, []
+    model, train = build(*small(name, *words)), budget(name, *words, images=8, batch=4, precision="bf16")
+    model.net.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    with slot(tmp_path, precision="bf16") as held:
         curve, *_ = loop.train(model, pool(sprites, train), train, Run(0, held))
-    assert all(math.isfinite(row["loss"]) for row in curve)
+    assert seen and all(seen) and all(math.isfinite(row["loss"]) for row in curve)
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = model.train()(to_model(sprites[:2]))
+    assert terms["loss"].dtype == torch.float32
+    terms["loss"].mean().backward()
+    assert not [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert all(value.dtype != torch.bfloat16 for value in model.state_dict().values())
 
 
 def test_accumulated_gradients_are_those_of_the_big_batch(sprites, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_rows import run  # noqa: F401  (a fixture)
 
-from pofx.base import files, memo, provenance
+from pofx.base import files, machine, memo, provenance
 from pofx.base.memo import Memo
 from pofx.models import store
 from pofx.score import extractor
@@ -132,6 +132,18 @@ def test_other_weights_are_drawn_from_again(evaluations):
             weight.mul_(1.1)
     store.save(Path("models/vae"), "vae", model, card["train"], {})
     assert evaluations("rows.vae={}") == before
+
+
+def test_another_precision_is_drawn_anew(run, monkeypatch):  # noqa: F811
+    run("rows.vae={}")
+    model, card, drawn = store.load(Path("models/vae")), store.card(Path("models/vae")), []
+    store.save(Path("models/vae"), "vae", model, card["train"] | {"precision": "auto"}, {})
+    monkeypatch.setattr(sample, "draw", lambda model, *rest, real=sample.draw: drawn.append(1) or real(model, *rest))
+    for precision, count in (("fp32", 1), ("bf16", 2), ("fp32", 2)):
+        monkeypatch.setattr(machine, "precision", lambda asked, device, now=precision: now)
+        sample.main("vae")
+        assert len(drawn) == count
+        assert files.read_json(Path("samples/vae/rows.json"))["vae"]["precision"] == precision
 
 
 def test_the_hash_of_code_is_of_the_folders_that_are_named():

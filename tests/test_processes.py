@@ -53,6 +53,7 @@ CASES = {  # case -> what differs from a tiny model of the family, and from the 
     "ebm-icd": (CONTRAST | {"net": {"channels": 8, "spectral": True, "scales": 2}, "contrast": ICD}, {}),
 }
 BUDGET = {"images": 80, "batch": 8, "rows": 10, "lr": 1e-3, "warmup": 0, "save_seconds": 0.0, "preview_rows": 0}
+BUDGET |= {"precision": "fp32"}
 STOPPED = "ebm-igebm"  # it has most of what a state can hold
 # What counts as rounding in a curve: 1e-4 of a gradient's norm was seen, without AVX. Absolute as well: a loss that is
 # a difference of energies may be near zero, and its rounding is relative to the energies, which are of order one.
@@ -121,7 +122,7 @@ def measurable(folder: Path) -> None:
     write(folder, tree)
     module = store.module("vae")
     model = build(module, config.build(module.Config, TINY["vae"], "vae"))
-    store.save(folder / "models/vae", "vae", model, asdict(Train()), {})
+    store.save(folder / "models/vae", "vae", model, asdict(Train(precision="fp32")), {})
     images = generate(96, seed=7)[0]
     files.write_npy(folder / "data/train.npy", images)
     files.write_npy(folder / "data/test.npy", images)
@@ -250,7 +251,8 @@ def test_a_number_of_processes_is_one(count, monkeypatch, capsys):
 
 def test_a_batch_that_processes_cannot_share_is_refused(sprites, tmp_path, monkeypatch):
     module = store.module("edm")
-    model, settings = build(module, config.build(module.Config, TINY["edm"], "edm")), Train(batch=64, accumulate=2)
+    model = build(module, config.build(module.Config, TINY["edm"], "edm"))
+    settings = Train(batch=64, accumulate=2, precision="fp32")
     says = r"train\.batch = 64 should be a multiple of train\.accumulate x processes \(2 x 3\)"
     with slot(tmp_path) as held, pytest.raises(UserError, match=says):
         monkeypatch.setenv("WORLD_SIZE", "3")

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from pofx.base import config, files
+from pofx.base import config, files, machine
 from pofx.base.errors import UserError
 from pofx.data.sprites import generate
-from pofx.models import edm
+from pofx.models import edm, store
+from pofx.train import loop
 from stages import train as stage
 
 TINY = {"net": {"channels": 8, "attention": [], "patch": 4}}
-BUDGET = {"images": 32, "rows": 2, "preview_rows": 1, "warmup": 0}
+BUDGET = {"images": 32, "rows": 2, "preview_rows": 1, "warmup": 0, "precision": "fp32"}
 
 
 @pytest.fixture
@@ -67,6 +68,57 @@ def test_a_state_belongs_to_the_resolved_parameters(images):
     run(TINY | {"log_mean": -1.0})
     run(TINY, clip=1.0)
     assert len(slots()) == 3
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """To be called with what `auto` is on this machine from now on."""
+    real = machine.precision
+
+    def now(auto: str) -> None:
+        monkeypatch.setattr(machine, "precision", lambda asked, at: auto if asked == "auto" else real(asked, at))
+
+    return now
+
+
+@pytest.mark.parametrize(("auto", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16")])
+def test_card_and_state_say_what_auto_was(images, on, auto, dtype):
+    on(auto)
+    run(TINY, precision="auto")
+    card = files.read_json(Path("models/edm/model.json"))
+    assert card["provenance"]["dtype"] == dtype and card["train"]["precision"] == "auto"
+    (folder,) = slots()
+    assert torch.load(folder / "state.pt")["precision"] == auto
+    for other in ("fp32", "bf16"):  # and where it is used, auto is what that machine has
+        on(other)
+        assert store.load(Path("models/edm")).precision == other
+
+
+def test_a_state_is_not_gone_on_with_in_another_precision_unasked(images, on, monkeypatch):
+    on("bf16")
+    run(TINY, precision="auto")
+    made = files.digest(Path("models/edm/model.safetensors"))
+    on("fp32")
+    with pytest.raises(UserError) as error:
+        run(TINY, precision="auto")
+    told = "trained in bf16, and precision auto is fp32 on this machine: set edm.train.precision=bf16 to go on with it"
+    assert told in str(error.value) and "\n" not in str(error.value)
+    monkeypatch.setattr(loop, "clip_grad_norm_", lambda *_: pytest.fail("trained a step"))
+    run(TINY, precision="bf16")
+    assert files.digest(Path("models/edm/model.safetensors")) == made, "which is what it says"
+
+
+@pytest.mark.parametrize("way", ["by name", "FRESH"])
+def test_another_precision_that_is_asked_for_is_a_fresh_start(images, on, monkeypatch, capsys, way):
+    on("bf16")
+    run(TINY, precision="auto")
+    on("fp32")
+    monkeypatch.setattr(stage, "FRESH", way == "FRESH")
+    run(TINY, precision="auto" if way == "FRESH" else "fp32")
+    assert capsys.readouterr().err.count("train from the beginning") == 2 and len(slots()) == 2
+    monkeypatch.setattr(stage, "FRESH", False)
+    run(TINY, precision="auto")  # now this machine has a state of its own
+    assert len(slots()) == 2
 
 
 def test_starting_over_leaves_no_preview_of_an_earlier_run(images, monkeypatch):

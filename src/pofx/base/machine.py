@@ -8,14 +8,20 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from pofx.base import dist
 from pofx.base.errors import UserError
 
+Precision = Literal["fp32", "bf16"]  # of networks; all else is in fp32
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+CPUINFO = "/proc/cpuinfo"
+BF16 = {"amx_bf16", "avx512_bf16"}  # flags of processors that multiply bf16 faster than fp32
+# What ONEDNN_MAX_CPU_ISA may hold oneDNN to that is below them: a bigger machine then acts as a smaller one.
+BELOW_BF16 = {"sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2", "avx512_core", "avx512_core_vnni"}
 
 
 def device() -> torch.device:
@@ -46,13 +52,37 @@ def _keep_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def precision(asked: Precision | Literal["auto"], device: torch.device) -> Precision:
+    """What `auto` is on this machine: bf16 where the device multiplies it fast, else fp32.
+
+    Decided by what the device says it can do, never by a timing: one machine always decides alike.
+    """
+    if asked != "auto":
+        return asked
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bf16()
+    return "bf16" if fast else "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the processor has a flag of BF16, and neither oneDNN nor PyTorch is held below it."""
+    onednn = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", ""))
+    if onednn.lower() in BELOW_BF16 or os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
+        return False
+    return not BF16.isdisjoint((_entry(CPUINFO, "flags") or "").split())
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """A context in which networks compute in `precision`; their weights stay in fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled={"fp32": False, "bf16": True}[precision])
+
+
 def name(device: torch.device) -> str:
     """What to print beside a timing: the GPU's name, or the processor's and the number of threads; and of processes."""
     if device.type == "cuda":
         found = torch.cuda.get_device_name(device)
     else:
         threads = torch.get_num_threads()
-        cpu = _entry("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
+        cpu = _entry(CPUINFO, "model name") or platform.processor() or platform.machine()
         found = f"{cpu}, {threads} thread{'s' if threads > 1 else ''}"
     return f"{dist.world()} processes, each on {found}" if dist.world() > 1 else found
 
@@ -63,7 +93,7 @@ def _entry(path: str, key: str) -> str | None:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), None)
 
 
-def arithmetic(device: torch.device, precision: str) -> dict[str, Any]:
+def arithmetic(device: torch.device, precision: Precision) -> dict[str, Any]:
     """What the last digits of a result depend on besides code, data and seed: sums in another order round otherwise."""
     return {
         "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),

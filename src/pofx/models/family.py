@@ -8,11 +8,12 @@ file has a third name: `Sample`, how to draw. What only some families can do is 
 import abc
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
+from pofx.base.machine import Precision
 from pofx.base.rng import Noise
 
 Images = Float[Tensor, "b c h w"]  # in [-1, 1]
@@ -44,7 +45,7 @@ class Family(nn.Module, abc.ABC):
     """
 
     net: nn.Module  # what may be compiled, and whose calls are counted as network evaluations
-    precision: Literal["fp32", "bf16"] = "fp32"  # of these evaluations; set when a trained model is loaded
+    precision: Precision = "fp32"  # in which to draw with these; set when a trained model is loaded
     second_order = False  # whether training takes second derivatives, which PyTorch does not compile
     # What it means, and what to do, when forward returns a true "alarm_<name>" in any step of a row of the curve (it
     # rolls the training back or ends it), or a true "warn_<name>" in more than half of them (it is printed once).

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pofx.base import config, files
+from pofx.base import config, files, machine
 from pofx.base.errors import UserError
 from pofx.models.family import Family, Shape
 
@@ -94,12 +94,13 @@ def card(folder: Path) -> dict[str, Any]:
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> Family:
-    """The model in `folder`, on `device`, in eval mode."""
-    model, tensors = _build(folder), load_file(Path(folder) / "model.safetensors")
+    """The model in `folder`, on `device`, in eval mode; a precision that was left to the machine is that of `device`,
+    whatever it was trained in."""
+    model, tensors = _build(folder, torch.device(device)), load_file(Path(folder) / "model.safetensors")
     if card(folder)["written"] < 3:
         tensors = _measured(model.state_dict()) | tensors
     model.load_state_dict(tensors)
-    return model.to(device)
+    return model
 
 
 def untrained(folder: Path, seed: int, device: torch.device | str = "cpu") -> Family:
@@ -107,16 +108,16 @@ def untrained(folder: Path, seed: int, device: torch.device | str = "cpu") -> Fa
     of its data what the trained one was told before training."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = _build(folder)
+        model = _build(folder, torch.device(device))
     model.load_state_dict(_measured(load_file(Path(folder) / "model.safetensors")), strict=False)
-    return model.to(device)
+    return model
 
 
 def _measured(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensors[key] for key in MEASURED if key in tensors}
 
 
-def _build(folder: Path) -> Family:
+def _build(folder: Path, device: torch.device) -> Family:
     have = card(folder)
 
     def build(part: dict[str, Any], *base: Family) -> Family:
@@ -125,7 +126,7 @@ def _build(folder: Path) -> Family:
         return family.Model(cfg, have["shape"], *base)
 
     model = build(have, *([build(have["base"])] if "base" in have else []))
-    model.precision = have["train"]["precision"]
+    model.precision = machine.precision(have["train"]["precision"], device)
     if have["train"]["channels_last"]:
         model.to(memory_format=torch.channels_last)
-    return model.eval()
+    return model.eval().to(device)

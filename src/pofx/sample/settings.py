@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from pofx.base import dist
+from pofx.base import dist, machine
 from pofx.base.errors import UserError
 from pofx.base.images import to_uint8
 from pofx.base.progress import Bar
@@ -41,7 +41,7 @@ def draw(model: Family, cfg: Any, n: int, noise_at: NoiseAt, label: str) -> tupl
         for start in Bar(mine, desc=label, unit="batch"):
             noise = noise_at(start, min(n, start + cfg.batch))
             # Of the network alone: samplers keep images in fp32.
-            with torch.autocast(noise.device.type, torch.bfloat16, enabled=model.precision == "bf16"):
+            with machine.autocast(noise.device, model.precision):
                 images = drawing.draw(model, noise, cfg)
             if not images.isfinite().all():
                 raise UserError("images are not finite: train the model longer, or change how it draws")

@@ -1,12 +1,13 @@
 """How to train: the block `train:` of params.yaml, and what a family's own block overrides of it."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal
 
+import torch
 from annotated_types import Ge, Gt
 
-from pofx.base import config
+from pofx.base import config, machine
 
 HARMLESS = ("save_seconds", "memory_mib", "preview_rows")  # settings that decide no weight
 
@@ -27,7 +28,7 @@ class Train:
     clip: Annotated[float, Gt(0)] = 1000.0  # largest norm of the gradient
     ema_half_life: Annotated[int, Ge(0)] = 2000  # images, of the average of the weights; 0: no average
     flip: bool = True  # mirror every image with probability one half
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the network; auto: see `on`
     channels_last: bool = True  # memory layout
     compile: bool = False  # the network, by torch.compile
     rows: Annotated[int, Ge(1)] = 50  # of the curve: the number of host syncs of the run
@@ -51,8 +52,13 @@ class Train:
             raise ValueError(f"betas = {list(self.betas)} should lie in [0, 1)")
 
     def deciding(self) -> dict[str, Any]:
-        """The settings that decide the weights, and so whether a resumable state may be resumed."""
-        return {key: value for key, value in asdict(self).items() if key not in HARMLESS}
+        """The settings that decide the weights, and so whether a resumable state may be resumed. Of precision a slot
+        knows by itself (state.py)."""
+        return {key: value for key, value in asdict(self).items() if key not in (*HARMLESS, "precision")}
+
+    def on(self, device: torch.device) -> "Train":
+        """These settings with the precision that `auto` is on `device`."""
+        return replace(self, precision=machine.precision(self.precision, device))
 
     @property
     def steps(self) -> int:

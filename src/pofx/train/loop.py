@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from pofx.base import dist
+from pofx.base import dist, machine
 from pofx.base.errors import UserError
 from pofx.base.progress import Bar
 from pofx.base.rng import fold
@@ -85,7 +85,7 @@ def train(model: Family, pool: Pool, cfg: Train, run: Run) -> Trained:
             torch.manual_seed(fold(run.seed, step))
             for i, part in enumerate(pool(step).chunk(cfg.accumulate)):
                 with dist.sharing(), dist.silent(wrapped, last=i == cfg.accumulate - 1):
-                    with torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+                    with machine.autocast(device, cfg.precision):
                         terms = wrapped(dist.rows(part))
                     (terms["loss"].mean() / cfg.accumulate).backward()
                 curve.add(terms, cfg.accumulate)

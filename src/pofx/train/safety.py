@@ -132,7 +132,7 @@ class Safety:
         """Mean loss of the validation images, under the same noise every time; leaves the model in train mode."""
         self.model.eval()
         torch.manual_seed(fold(self.seed, "validation"))  # a step seeds by itself: nothing else is disturbed
-        with torch.autocast(self.held_out.device.type, torch.bfloat16, enabled=self.cfg.precision == "bf16"):
+        with machine.autocast(self.held_out.device, self.cfg.precision):
             parts = self.held_out.split(self.cfg.batch)
             losses = [self.model.validate(to_model(part)).double() for part in parts]
         self.model.train()

@@ -1,9 +1,9 @@
 """Resumable state of a training run, outside DVC's outputs.
 
 DVC deletes a stage's outputs before it runs it, so the state lives in `runs/<stage>/<key>/`, where key is a hash of all
-that the result depends on: resolved parameters, code, input data. An interrupted run with the same key goes on where it
-stopped; another key is a fresh start. One run at a time holds a slot. Of several processes the first holds it and saves
-for all; how many there are is no part of the key.
+that the result depends on: resolved parameters, code, input data, and the precision, by which the key ends. An
+interrupted run with the same key goes on where it stopped; another key is a fresh start. One run at a time holds a
+slot. Of several processes the first holds it and saves for all; how many there are is no part of the key.
 """
 
 import fcntl
@@ -22,6 +22,7 @@ import torch
 from pofx.base import dist
 from pofx.base.errors import UserError
 from pofx.base.files import atomic
+from pofx.base.machine import Precision
 
 
 class Slot:
@@ -29,15 +30,17 @@ class Slot:
 
     Args:
         parts: what the result depends on (parameters, code hash, data hash), as JSON-able values.
+        precision: in which the network is trained; the state says so too.
         fresh: forget what an earlier run left in the slot.
 
     Raises:
         UserError: another process holds the slot.
     """
 
-    def __init__(self, root: Path, stage: str, parts: Any, fresh: bool = False):
-        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-        self.folder = Path(root) / stage / key
+    def __init__(self, root: Path, stage: str, parts: Any, precision: Precision = "fp32", fresh: bool = False):
+        self.precision = precision
+        self.key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = Path(root) / stage / f"{self.key}-{precision}"
         self.path = self.folder / "state.pt"
         self._before, self._began, self._saved = 0.0, time.monotonic(), time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -68,6 +71,20 @@ class Slot:
         if dist.first():
             self._lock.close()
 
+    def refuse_other_precision(self, name: str) -> None:
+        """To be asked where the precision was left to the machine, which may be another than the state's.
+
+        Raises:
+            UserError: there is no state here, but one of the same training in another precision.
+        """
+        others = [path.parent for path in self.folder.parent.glob(f"{self.key}-*/state.pt")]
+        if others and self.folder not in others:
+            made = others[0].name.removeprefix(f"{self.key}-")
+            raise UserError(
+                f"the state in {others[0]} was trained in {made}, and precision auto is {self.precision} on this "
+                f"machine: set {name}.train.precision={made} to go on with it, or FRESH=1 to start over"
+            )
+
     def load(self, device: torch.device | str) -> dict[str, Any] | None:
         """The state last saved, or None."""
         return torch.load(self.path, map_location=device, weights_only=True) if self.path.exists() else None
@@ -93,7 +110,7 @@ class Slot:
     def keep(self, parts: dict[str, Any], step: int) -> None:
         """Save the parts of a training after `step` steps."""
         state = {key: part.state_dict() for key, part in parts.items()}
-        self.save(state | {"step": step, "seconds": self.seconds})
+        self.save(state | {"step": step, "seconds": self.seconds, "precision": self.precision})
         self._saved = time.monotonic()
 
     @contextmanager

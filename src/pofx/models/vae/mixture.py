@@ -38,4 +38,4 @@ class Mixture(nn.Module):
         """len(noise) codes."""
         z, u = noise.normal(self.means.shape[1]), noise.uniform()
         which = torch.searchsorted(self.weights.cumsum(0), u).clamp(max=len(self.weights) - 1)
-        return self.means[which] + (self.scales[which] @ z[:, :, None])[:, :, 0]
+        return self.means[which] + (self.scales[which] * z[:, None]).sum(2)  # no product: autocast would round codes

@@ -94,4 +94,4 @@ class Perceptual:
         with torch.no_grad():
             want = self.features(x, shift)
         pairs = zip(want, self.features(y, shift), strict=True)
-        return x[0].numel() * sum(0.5 * (a - b).float().square().flatten(1).mean(1) for a, b in pairs)
+        return x[0].numel() * sum(0.5 * (a.float() - b.float()).square().flatten(1).mean(1) for a, b in pairs)
