@@ -27,12 +27,13 @@ def main(name: str, minutes: float | None) -> None:
     batches = pool.Pool(torch.from_numpy(np.load(data)).to(device), train.batch, seed, train.flip, train.validation)
     torch.manual_seed(rng.fold(seed, "init"))
     model = store.create(name, cfg, tuple(batches.images.shape[1:]), Path("models")).to(device)
+    start = store.start(name, model, RUNS.parent, train.from_) if train.from_ else {}
     with dist.in_turn():
         model.fetch(RUNS / "weights", RUNS.parent)
     noted = model.prepare(batches.images, train.batch // train.accumulate)
     origin = {"seed": seed, "data": files.digest(data), "code": provenance.code_hash()}
     base = store.needs(name) and files.digest(Path(f"models/{store.needs(name)}/model.safetensors"))
-    key = [asdict(cfg), train.deciding(), origin, base]
+    key = [asdict(cfg), train.deciding(), origin, base, start.get("sha256")]
     with state.Slot(RUNS, f"train_{name}", key, train.precision, fresh=FRESH) as slot:
         if asked.precision == "auto" and not FRESH:
             slot.refuse_other_precision(name)
@@ -55,12 +56,14 @@ def main(name: str, minutes: float | None) -> None:
             preview(seen)
         # A row that a roll-back undid, and that early stopping never reached again, may have left a later preview.
         previews = [np.load(path) for path in sorted(slot.folder.glob("*.npy")) if int(path.stem) <= seen]
-    origin |= machine.arithmetic(device, train.precision)
-    store.save(Path(f"models/{name}"), name, model, asdict(asked), origin)
+    total = seen + start.get("images", 0)
+    origin |= machine.arithmetic(device, train.precision) | {"images": total} | ({"start": start} if start else {})
+    store.save(Path(f"models/{name}"), name, model, config.tree(asked), origin)
     files.write_csv(Path(f"plots/curves/{name}.csv"), curve)
     images.save_grid(np.concatenate(previews), Path(f"plots/progress/{name}.png"), columns=16)
     size = sum(p.numel() for key, p in model.named_parameters() if not key.startswith("guide."))
-    losses = {"train_loss": curve[-1]["loss"], "parameters": size, "images_seen": seen, "guards": events} | noted
+    losses = {"train_loss": curve[-1]["loss"], "parameters": size, "images_seen": total, "guards": events} | noted
+    losses |= {"start_images": start["images"]} if start else {}
     files.write_json(Path(f"metrics/train/{name}.json"), {key: {name: value} for key, value in losses.items()})
     cost = {"train_seconds": round(seconds, 1), "train_images_per_second": round(seen / seconds, 1)}
     cost |= {"train_peak_mib": round(machine.peak_mib(device), 1), "device": machine.name(device)}

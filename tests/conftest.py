@@ -19,7 +19,10 @@ from pofx.train.state import Slot
 from tools import compose
 
 SHAPE = (3, 32, 32)  # of the images below
-LONGEST = ("test_pipeline", "test_families", "test_processes", "test_reruns", "test_rows", "test_parallel", "test_memo")
+LONGEST = (
+    "test_pipeline", "test_families", "test_processes", "test_reruns", "test_rows", "test_parallel", "test_memo",
+    "test_slices",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

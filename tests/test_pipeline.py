@@ -55,7 +55,7 @@ class Clone:
         }
         listed = subprocess.check_output(["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, text=True)
         for name in filter(None, listed.split("\0")):
-            made = name == "dvc.lock" or name.startswith(("metrics/", "plots/", "results/"))
+            made = name == "dvc.lock" or name.startswith(("metrics/", "plots/", "results/", "weights/"))
             if not made and (ROOT / name).is_file():  # a file deleted in the working tree is still listed
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, self.folder / name)

@@ -448,6 +448,17 @@ def test_costs_are_repeated_in_every_row_of_a_family_and_left_out_where_unknown(
     assert found["vae-mixture"]["GFLOP a call"] == found["vae"]["GFLOP a call"] == ("1.5", 1.5)
 
 
+def test_an_inexact_start_is_named_with_its_images(tmp_path):
+    metrics = with_seeds(fake_metrics()) | {"start_images": {"vae": 60_000}}
+    start = {"from": "weights/first", "images": 60_000, "note": "an inexact start"}
+    metrics["trained"] = {"vae": metrics["trained"]["vae"] | {"start": start}}
+    shown = {row["model"][1]: row["of these before an inexact start"][0] for row in tables.costs(MODELS, metrics)}
+    assert shown == {"vae": "60k", "vae-mixture": "60k", "ebm": text.BLANK, "ncsn": text.BLANK}
+    page.build(fake_material(tmp_path / "in", metrics), tmp_path / "report", tmp_path / "comparison")
+    told = "<dt>started from</dt><dd>weights/first, 60,000 images: an inexact start</dd>"
+    assert flat(tmp_path / "report/index.html").count(told) == 2, "the rows of that family"
+
+
 def test_probes_have_a_row_for_pixels_and_none_for_families_without():
     assert tables.probes(MODELS, fake_metrics()) == []
     pixels, vae = tables.probes(MODELS, with_seeds(fake_metrics()))

@@ -1,11 +1,13 @@
 """The stage that trains: what it hands to the loop, what a state belongs to, what it writes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pofx.base import config, files, machine
 from pofx.base.errors import UserError
@@ -139,3 +141,66 @@ def test_more_memory_than_the_bound_ends_a_training(images, monkeypatch):
         with pytest.raises(UserError, match=says):
             run(TINY, memory_mib=bound)
     assert len(slots()) == 1
+
+
+@pytest.fixture
+def kept(images) -> Path:
+    """A model after 32 images, kept as weights/first."""
+    run(TINY, ema_half_life=0)
+    shutil.copytree("models/edm", "weights/first")
+    return Path("weights/first")
+
+
+def test_a_training_starts_from_kept_weights(kept, monkeypatch):
+    """But for the guide, which is made anew; and images of both trainings are added up."""
+    monkeypatch.setattr(stage.loop, "train", lambda *_: stage.loop.Trained([{"images": 0, "loss": 0.0}], 1.0, []))
+    run(TINY | {"guide": 0.5, "train": {"from": "weights/first"}})
+    old, new = (load_file(folder / "model.safetensors") for folder in (kept, Path("models/edm")))
+    assert all(torch.equal(old[key], new[key]) for key in old if not key.startswith("guide."))
+    assert any(not torch.equal(old[key], new[key]) for key in old if key.startswith("guide."))
+    card = files.read_json(Path("models/edm/model.json"))
+    start = card["provenance"]["start"]
+    assert start["from"] == card["train"]["from"] == "weights/first" and start["images"] == 32
+    assert start["sha256"] == files.digest(kept / "model.safetensors") and "inexact" in start["note"]
+    assert files.read_json(kept / "model.json")["provenance"]["images"] == 32
+
+
+def test_images_of_both_trainings_are_counted(kept):
+    run(TINY | {"train": {"from": "weights/first", "images": 16}})
+    assert files.read_json(Path("models/edm/model.json"))["provenance"]["images"] == 48
+    metrics = files.read_json(Path("metrics/train/edm.json"))
+    assert metrics["images_seen"] == {"edm": 48} and metrics["start_images"] == {"edm": 32}
+
+
+def test_a_state_belongs_to_the_weights_that_it_started_from(kept):
+    """To their bytes, not to their name."""
+    run(TINY | {"train": {"from": "weights/first"}})
+    shutil.copytree(kept, "weights/same")
+    run(TINY | {"train": {"from": "weights/same"}})
+    assert len(slots()) == 2, "that of the first training, and one of both"
+    tensors = load_file(kept / "model.safetensors")
+    save_file({key: 0.99 * value for key, value in tensors.items()}, kept / "model.safetensors")
+    run(TINY | {"train": {"from": "weights/first"}})
+    assert len(slots()) == 3
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        (TINY | {"log_mean": -1.0}, r"has edm\.log_mean = -0\.4, and here it is -1\.0: make them agree"),
+        ({"net": TINY["net"] | {"channels": 16}}, r"has edm\.net\.channels = 8, and here it is 16"),
+        (TINY | {"train": {"from": "weights/none"}}, r"there is no model\.json in .*weights/none: give a folder"),
+    ],
+)
+def test_weights_of_another_model_are_refused_in_one_line(kept, section, says):
+    with pytest.raises(UserError, match=says) as error:
+        run({"train": {"from": "weights/first"}} | section)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_do_not_say_what_they_have_seen_are_refused(kept):
+    card = files.read_json(kept / "model.json")
+    del card["provenance"]["images"]
+    files.write_json(kept / "model.json", card)
+    with pytest.raises(UserError, match="does not say how many images"):
+        run(TINY | {"train": {"from": "weights/first"}})

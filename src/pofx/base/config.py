@@ -85,11 +85,13 @@ def value(key: str, kind: Any, path: str = "params.yaml") -> Any:
 def build(cls: type[T], tree: Any, where: str) -> T:
     """An instance of the dataclass `cls` from the mapping `tree`; `where` names it in errors.
 
+    A field whose key is a word of Python's own has an underscore more (PEP 8): `from_` is the key `from`.
+
     Raises:
         UserError: an unknown key, a missing one that has no default, a value of the wrong type or out of bounds, or
             one that the dataclass itself refuses (ValueError).
     """
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = {f.name.removesuffix("_"): f for f in dataclasses.fields(cls)}
     if not isinstance(tree, dict):
         raise UserError(f"{where} = {tree!r} should be a mapping with the keys {', '.join(fields)}")
     refuse_unknown(tree, fields, where)
@@ -97,11 +99,16 @@ def build(cls: type[T], tree: Any, where: str) -> T:
         if key not in tree and field.default is field.default_factory is dataclasses.MISSING:
             raise UserError(f"{where}.{key} is missing: add it")
     hints = typing.get_type_hints(cls, include_extras=True)
-    values = {key: convert(hints[key], got, f"{where}.{key}") for key, got in tree.items()}
+    values = {(field := fields[key].name): convert(hints[field], got, f"{where}.{key}") for key, got in tree.items()}
     try:
         return cls(**values)
     except ValueError as error:  # what no bound of a single key can say; the message starts with the key
         raise UserError(f"{where}.{error}") from None
+
+
+def tree(settings: Any) -> dict[str, Any]:
+    """The mapping from which `build` makes the dataclass `settings`."""
+    return dataclasses.asdict(settings, dict_factory=lambda items: {k.removesuffix("_"): v for k, v in items})
 
 
 def refuse_unknown(keys: Collection[str], allowed: Collection[str], where: str) -> None:

@@ -51,6 +51,53 @@ def create(name: str, cfg: Any, shape: Shape, models: Path) -> Family:
     return module(name).Model(cfg, shape, *([load(models / base)] if base else []))
 
 
+def start(name: str, model: Family, root: Path, folder: str) -> dict[str, Any]:
+    """Give `model`, of the family `name`, the weights that are kept in `folder`, a path from `root` on.
+
+    An inexact start: neither the optimiser's state nor the order of the images goes on. A guide is made anew.
+
+    Returns:
+        Where it started, for the card: "from", "sha256" of the weights, "images" that they have seen.
+
+    Raises:
+        UserError: there is no model in the folder, or it is another than `model`.
+    """
+    path, key = Path(root) / folder, f"{name}.train.from = {folder}"
+    if not (path / "model.json").is_file():
+        raise UserError(f"{key}: there is no model.json in {path}: give a folder that tools.weights has written")
+    have = card(path)
+    if needs(name):
+        raise UserError(f"{key}: {name} rests on the codes of {needs(name)}: start that one from kept weights")
+    if "images" not in have["provenance"]:
+        raise UserError(f"{key}: its card does not say how many images it has seen: keep weights of a new training")
+    kept = load(path)
+    ours = _settings(have["family"], have["shape"], kept.cfg), _settings(name, model.shape, model.cfg)
+    for setting in ours[0] | ours[1]:
+        theirs, asked = (tree.get(setting) for tree in ours)
+        if theirs != asked and not setting.endswith(".guide"):
+            raise UserError(f"{key} has {setting} = {theirs}, and here it is {asked}: make them agree, or leave it out")
+    tensors = {k: v for k, v in kept.state_dict().items() if not k.startswith("guide.")}
+    model.load_state_dict(model.state_dict() | tensors)
+    return {
+        "from": folder,
+        "sha256": files.digest(path / "model.safetensors"),
+        "images": have["provenance"]["images"],
+        "note": "an inexact start: the weights alone, without the state of the optimiser",
+    }
+
+
+def _settings(name: str, shape: Shape, cfg: Any) -> dict[str, Any]:
+    """What kept weights and a model have to agree in, by dotted key."""
+
+    def flat(tree: dict[str, Any], where: str) -> dict[str, Any]:
+        out = {}
+        for key, value in tree.items():
+            out |= flat(value, f"{where}{key}.") if isinstance(value, dict) else {f"{where}{key}": value}
+        return out
+
+    return {"family": name, "shape of images": tuple(shape)} | flat(dataclasses.asdict(cfg), f"{name}.")
+
+
 def save(folder: Path, name: str, model: Family, train: dict[str, Any], provenance: dict[str, Any]) -> None:
     """Write all that sampling needs into `folder`: `provenance` says what data, code and machine it comes from."""
     card = {

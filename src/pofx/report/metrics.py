@@ -18,7 +18,7 @@ FACES = ("face_error", "valid", "kinds_tv", "held_out")  # of smileys alone
 SUMMARY = ("face_error", "valid", "bpd", "mig", "recon_psnr")  # besides the Frechet distance
 TRAINING = (  # of a family: every one of its rows costs the same
     "parameters", "images_seen", "train_seconds", "train_images_per_second", "forward_gflop", "train_peak_mib",
-    "sample_peak_mib", "device",
+    "sample_peak_mib", "device", "start_images",
 )  # fmt: skip
 LINES = {  # below the floor
     "halves": "training images (floor)",

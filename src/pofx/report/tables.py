@@ -18,6 +18,7 @@ COLUMNS = (  # of the leaderboard, after distances and bits/dim: heading, metric
     ("test loss", "test_loss", text),
     ("parameters", "parameters", count),
     ("images seen", "images_seen", count),
+    ("of these before an inexact start", "start_images", count),
     ("training", "train_seconds", clock),
     ("training img/s", "train_images_per_second", text),
     ("s per 1,000 samples", "sample_seconds_per_1000", text),

@@ -1,7 +1,7 @@
 """How to train: the block `train:` of params.yaml, and what a family's own block overrides of it."""
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -9,7 +9,8 @@ from annotated_types import Ge, Gt
 
 from pofx.base import config, machine
 
-HARMLESS = ("save_seconds", "memory_mib", "preview_rows")  # settings that decide no weight
+# Settings that decide no weight. Of `from` that is the name: the kept weights themselves do.
+HARMLESS = ("from", "save_seconds", "memory_mib", "preview_rows")
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Train:
     """Durations are counted in images, so that they survive a change of the batch size."""
 
     images: Annotated[int, Ge(1)] = 10_000  # budget
+    from_: str | None = None  # `from`: the folder of kept weights to start from (store.start); null: random weights
     batch: Annotated[int, Ge(1)] = 8  # images of an optimiser step, of all processes together
     accumulate: Annotated[int, Ge(1)] = 1  # parts that a batch is split into: less memory, the same gradient
     optimizer: Literal["adam", "muon"] = "adam"  # muon: of hidden matrices, with Adam for the rest
@@ -54,7 +56,7 @@ class Train:
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the weights, and so whether a resumable state may be resumed. Of precision a slot
         knows by itself (state.py)."""
-        return {key: value for key, value in asdict(self).items() if key not in (*HARMLESS, "precision")}
+        return {key: value for key, value in config.tree(self).items() if key not in (*HARMLESS, "precision")}
 
     def on(self, device: torch.device) -> "Train":
         """These settings with the precision that `auto` is on `device`."""
@@ -85,9 +87,9 @@ def settings(name: str, tree: dict[str, Any] | None = None) -> Train:
     Of the parameters `tree`, by default those of params.yaml. Errors: see config.build.
     """
     tree = config.params() if tree is None else tree
-    shared = config.build(Train, tree.get("train", {}), "train")
+    config.build(Train, shared := tree.get("train", {}), "train")
     own = config.convert(dict, tree.get(name, {}).get("train", {}), f"{name}.train")
-    return config.build(Train, asdict(shared) | own, f"{name}.train")
+    return config.build(Train, shared | own, f"{name}.train")
 
 
 def lr_at(cfg: Train, seen: int) -> float:
