@@ -55,7 +55,7 @@ def test_a_family_sees_the_training_images_without_the_validation_part(images, m
 def test_the_card_says_what_bitwise_weights_depend_on(images):
     run(TINY)
     card = files.read_json(Path("models/edm/model.json"))
-    assert card["format"] == 2 and card["shape"] == [3, 32, 32] and card["train"]["images"] == 32
+    assert card["format"] == store.FORMAT and card["shape"] == [3, 32, 32] and card["train"]["images"] == 32
     assert card["config"]["net"]["channels"] == 8 and "train" not in card["config"]
     want = {"seed": 0, "device": "cpu", "threads": torch.get_num_threads(), "processes": 1, "dtype": "float32"}
     want |= {"instructions": torch.backends.cpu.get_cpu_capability(), "data": files.digest(Path("data/train.npy"))}
