@@ -40,7 +40,7 @@ class Measured(Family):
             UserError: all images are of one colour, so that nothing is left about the mean.
         """
         counts = torch.stack([torch.bincount(x.flatten(), minlength=256) for x in images.unbind(1)])
-        share = counts.double().cpu() / counts[0].sum().item()
+        share = counts.cpu().double() / counts[0].sum().item()
         grey = torch.arange(256, dtype=torch.float64) / 127.5 - 1
         mean = share @ grey if centre else torch.zeros(len(share), dtype=torch.float64)
         rms = (share * (grey - mean[:, None]) ** 2).sum(1).mean().sqrt()
