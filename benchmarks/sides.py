@@ -85,7 +85,7 @@ class Ours(Side):
             steps += 1
             return stop()
 
-        with Slot(self.task.scratch, "ours", [self.plan], fresh=not self.seen) as slot:
+        with Slot(self.task.scratch, "ours", [self.plan], self.train.precision, fresh=not self.seen) as slot:
             try:
                 loop.train(self.model, self.pool, self.train, loop.Run(self.task.seed, slot, stops))
             except loop.Stopped:  # the model has its last weights, the saved state the averaged ones

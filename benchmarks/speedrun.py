@@ -175,7 +175,7 @@ def main(words: list[str], family: str, minutes: float | None, rules: Rules) -> 
             provenance.code_hash("src", "stages", "benchmarks"),
         ]
         key = [asdict(task.cfg), train.deciding(), asdict(task.sample), asdict(task.fid), asdict(rules), origin]
-        with Slot(RUNS, f"speedrun_{family}", key, fresh=FRESH) as slot:
+        with Slot(RUNS, f"speedrun_{family}", key, train.precision, fresh=FRESH) as slot:
             race = Race(task, model, slot, rules, stop, frozenset(grid(train)))
             try:
                 loop.train(model, pool, train, loop.Run(task.seed, slot, race.stops, race.check))

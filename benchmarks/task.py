@@ -66,7 +66,8 @@ class Task:
         data = binary.take(binary.read(raw), config.build(binary.Preprocess, tree["preprocess"], "preprocess"))
         self.words, self.data, self.images = shlex.join(words), data.name, data.images["train"]
         self.device, self.scratch, self.seed, self.family = machine.device(), scratch, tree["seed"], family
-        self.cfg, self.train, self.sample = ours(family, tree)
+        self.cfg, asked, self.sample = ours(family, tree)
+        self.train = asked.on(self.device)
         self.precision = self.train.precision
         self.dtype = machine.arithmetic(self.device, self.precision)["dtype"]
         self.fid = config.build(extractor.Fid, tree["fid"], "fid")
