@@ -18,12 +18,13 @@ from pofx.base.memo import Entry, Memo
 from pofx.base.rng import fold
 from pofx.models import store
 from pofx.models.family import Featured, Latent
-from pofx.score import disentanglement, distances, extractor, likelihood, measures, probe, trained
+from pofx.score import disentanglement, distances, extractor, faces, likelihood, measures, probe, trained
 from pofx.score.distances import Target
 from pofx.score.measures import Yardstick
 
 SHOWN, NEIGHBOURS = 8, 5  # samples with their neighbours
-CODE = ("stages", "src/pofx/base", "src/pofx/models", "src/pofx/score")  # that decides what is measured
+# Code that decides what is measured.
+CODE = ("stages", *(f"src/pofx/{room}" for room in ("base", "data", "models", "score")))
 INPUTS = ("data/train.npy", "data/test.npy", "data/labels.npz", "features/train.npy", "features/test.npy")
 
 
@@ -36,7 +37,9 @@ def main(name: str) -> None:
     reference, unseen = (Target(np.load(f"features/{split}.npy")) for split in ("train", "test"))
     distances.check_subset(cfg.kid_subset_size, len(drawn), len(reference))
     net = extractor.build(cfg, RUNS / "weights", RUNS.parent, device)
-    yardstick = Yardstick(net, cfg, seed, reference, unseen, measures.mean_colours(train))
+    with np.load("data/labels.npz") as file:
+        smileys = faces.known(file)
+    yardstick = Yardstick(net, cfg, seed, reference, unseen, measures.mean_colours(train), smileys)
 
     shared = [*map(Path, INPUTS)], seed, cfg, len(drawn), machine.name(device), provenance.code_hash(*CODE)
     memo = Memo(RUNS / "memo/fid" / name, *shared, fresh=FRESH)
@@ -64,8 +67,9 @@ def main(name: str) -> None:
 
 def of_row(paths: list[Path], yardstick: Yardstick) -> Entry:
     """The features of the first of a row's draws, and what is measured of all."""
-    features = [yardstick.features(np.load(path), path.stem) for path in paths]
-    metrics = yardstick.row(np.load(paths[0]), features) if dist.first() else {}  # the features take longest
+    draws = [np.load(path, mmap_mode="r") for path in paths]
+    features = [yardstick.features(images, path.stem) for images, path in zip(draws, paths, strict=True)]
+    metrics = yardstick.row(draws, features) if dist.first() else {}  # the features take longest
     return {"features": features[0]}, metrics
 
 

@@ -15,7 +15,7 @@ from stages import RUNS, run
 from pofx.base import config, files, machine
 from pofx.base.errors import UserError
 from pofx.base.rng import fold
-from pofx.score import baselines, distances, extractor, measures, probe
+from pofx.score import baselines, distances, extractor, faces, measures, probe
 from pofx.score.distances import Target
 from pofx.score.measures import Metrics
 
@@ -32,29 +32,32 @@ def main() -> None:
     net = extractor.build(cfg, RUNS / "weights", RUNS.parent, machine.device())
     reference = Target(net.features(train[: cfg.n_reference], cfg.batch, "train"))
     floor = Target(net.features(test[:n], cfg.batch, "test"))
-    yardstick = measures.Yardstick(net, cfg, seed, reference, floor, measures.mean_colours(train))
+    with np.load("data/labels.npz") as file:
+        labels = dict(file)
+    colours = measures.mean_colours(train)
+    yardstick = measures.Yardstick(net, cfg, seed, reference, floor, colours, faces.known(labels))
     fit = seeds if seeds * n <= len(test) else 1  # other test images stand for other draws, where there are enough
-    parts = [yardstick.features(test[k * n : (k + 1) * n], f"test, part {k + 1}") for k in range(1, fit)]
-    rows: dict[str, Metrics] = {"floor": yardstick.row(test[:n], [floor.vectors, *parts])}
+    parts = [test[k * n : (k + 1) * n] for k in range(fit)]
+    others = [yardstick.features(part, f"test, part {k}") for k, part in enumerate(parts[1:], 2)]
+    rows: dict[str, Metrics] = {"floor": yardstick.row(parts, [floor.vectors, *others])}
     rows["floor"]["protocol"]["keys"] = net.keys
 
     one, other = reference.vectors[:half], reference.vectors[half : 2 * half]
     halves = dataclasses.replace(yardstick, train=Target(other), colours=yardstick.colours[half : 2 * half])
-    rows["halves"] = halves.row(train[:half], [one], "other images")
+    rows["halves"] = halves.row([train[:half]], [one], "other images")
 
     gaussians = baselines.Gaussians(train)
     noises = [fold(seed, "baselines"), *(fold(seed, "baselines", k) for k in range(1, seeds))]
     for name in gaussians.spreads:
         draws = [gaussians.draw(name, asked, noise) for noise in noises]
-        rows[name] = yardstick.row(draws[0], [yardstick.features(images, name) for images in draws])
+        rows[name] = yardstick.row(draws, [yardstick.features(images, name) for images in draws])
     for name, (bits, error) in gaussians.bits(test).items():
         rows[name] |= {"bpd": bits, "bpd_stderr": error}
         rows[name]["protocol"]["bpd_images"] = len(test)
     for name, reason in gaussians.refused.items():
         rows[name] = {"refused": reason}
 
-    with np.load("data/labels.npz") as labels:
-        task = probe.take(config.section("probe", probe.Probe), train, test, labels)
+    task = probe.take(config.section("probe", probe.Probe), train, test, labels)
     accuracy, protocol = probe.pixels(task)
     rows["pixels"] = accuracy | {"protocol": {"n": protocol["probe_test"]} | protocol}
 

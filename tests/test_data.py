@@ -89,9 +89,10 @@ def test_smileys_of_all_sizes_are_the_same_faces():
 def test_a_smiley_is_whole_and_its_strokes_are_two_pixels():
     f = smileys.factors(2000, 0, 1)
     kinds, pose = f[:, :5].astype(int), f[:, 5:].astype(float)
-    face, white, ink = smileys.covers(*kinds[:, [0, 3, 4]].T, pose, 32)
+    ground, skin, white, ink = smileys.cover(*kinds[:, [0, 3, 4]].T, pose, 32).swapaxes(0, 1)
+    face = 1 - ground
     assert np.concatenate([face[:, [0, -1]], face[:, :, [0, -1]].swapaxes(1, 2)]).max() < 0.5 + 1e-9
-    assert (face - white - ink).min() > -1e-9, "eyes and mouth lie within the head, and apart"
+    assert skin.min() > -1e-9, "eyes and mouth lie within the head, and apart"
     assert min(white.min(), ink.min()) >= 0 and (white.sum((1, 2)) > 0).tolist() == (kinds[:, 3] == 1).tolist()
     assert (ink.max(2) > 0.5).sum(1).min() >= 4, "two rows of eyes and two of mouth, at least"
     area = {"disc": math.pi, "square": 4 * 0.86**2 - (4 - math.pi) * 0.04, "triangle": 1.85, "hexagon": 1.5 * 3**0.5}

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from pofx.base import config, files
 from pofx.base.errors import UserError
+from pofx.data import smileys
 from pofx.models import store
 from pofx.sample.rows import rows
 from stages import fid, reference, sample
@@ -162,6 +163,26 @@ def test_floor_and_gaussians_are_drawn_again_too(run, sprites):
     reference.main()
     found = files.read_json(Path("metrics/reference.json"))
     assert list(found["fd_effnet_seeds"]) == ["pixel_gaussian"] and found["protocol"]["floor"]["seeds"] == 1
+
+
+def test_rows_of_smileys_have_the_distance_to_the_nearest_face(run):
+    for i, split in enumerate(("train", "test")):
+        files.write_npy(Path(f"data/{split}.npy"), smileys.generate(N, 0, i)[0])
+    labels = np.arange(N) % 3
+    np.savez("data/labels.npz", train=labels, test=labels, factor_names=np.array(smileys.FACTORS))
+    run("rows.vae={}", "sample.seeds=2", f"sample.n={N}", f"fid.n_reference={N}")
+    sample.main("vae")
+    fid.main("vae")
+    reference.main()
+    drawn, floors = (files.read_json(Path(f"metrics/{name}.json")) for name in ("fid/vae", "reference"))
+    for key, perfect in {"face_error": 0, "valid": 1}.items():
+        assert floors[key]["floor"] == pytest.approx(perfect, abs=0.3) == floors[key]["halves"]
+        for found, row in ((drawn, "vae"), (floors, "pixel_gaussian")):
+            assert abs(found[key][row] - perfect) > 0.9
+            assert found[f"{key}_seeds"][row][0] == found[key][row] and len(found[f"{key}_seeds"][row]) == 2
+    assert list(drawn["kinds_tv"]) == ["vae"] and "held_out" not in drawn, "an untrained model draws no face"
+    assert set(floors["held_out"]) == {"floor", "halves"} and floors["held_out"]["halves"] == 0
+    assert drawn["protocol"]["vae"]["valid_below"] == floors["protocol"]["floor"]["valid_below"] == 8
 
 
 def test_a_row_is_drawn_once_or_more(run):

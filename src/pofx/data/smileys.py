@@ -27,7 +27,7 @@ LABEL = "mouth"
 CLASSES = KINDS[LABEL]
 SKINS = np.array([(240, 84, 79), (247, 148, 51), (250, 214, 64), (96, 200, 96), (88, 190, 240), (226, 130, 220)], float)
 GROUNDS = np.array([(28, 34, 64), (24, 70, 76), (70, 36, 78), (84, 58, 44)], float)
-WHITE, INK = np.array([[250, 250, 250]], float), np.array([[26, 22, 30]], float)
+WHITE, INK = np.array([250.0, 250, 250]), np.array([26.0, 22, 30])
 LOW, HIGH = np.array([14.0, 14, 11]), np.array([18.0, 18, 13])  # of x, y and radius: the whole face is in the frame
 
 SHUFFLED = np.random.default_rng(0).permutation(np.prod(COUNTS))  # the kinds, whatever the seed of the data
@@ -38,7 +38,6 @@ Factors = Float32[np.ndarray, "n 8"]
 Kinds = Int[np.ndarray, "n 5"]  # indices into KINDS
 Pose = Float64[np.ndarray, "n 3"]  # x, y and radius
 Choice = Int[np.ndarray, " n"]
-Cover = Float64[np.ndarray, "n side side"]  # share of every pixel that a shape covers
 Field = Float64[np.ndarray, "n _ _"]  # a number for every pixel, or for every column, row or image
 
 
@@ -78,28 +77,28 @@ def render(f: Factors, side: int = 32) -> Images:
 
 def paint(kinds: Kinds, pose: Pose, side: int) -> Float64[np.ndarray, "n 3 side side"]:
     """The images before rounding, in grey levels: every pixel is the mean of the colours that cover it."""
-    head, skin, ground, eyes, mouth = kinds.T
-    face, white, ink = covers(head, eyes, mouth, pose, side)
-    layers = ((GROUNDS[ground], 1 - face), (SKINS[skin], face - white - ink), (WHITE, white), (INK, ink))
-    return sum(colour[:, :, None, None] * cover[:, None] for colour, cover in layers)
+    head, _, _, eyes, mouth = kinds.T
+    colours, areas = palette(kinds)[..., None, None], cover(head, eyes, mouth, pose, side)
+    return sum(colours[:, k] * areas[:, k, None] for k in range(4))
 
 
-def covers(head: Choice, eyes: Choice, mouth: Choice, pose: Pose, side: int) -> tuple[Cover, Cover, Cover]:
-    """What each whole face covers, what of it is white, and what is ink."""
+def palette(kinds: Kinds) -> Float64[np.ndarray, "n 4 3"]:
+    """The colours of ground, skin, white and ink."""
+    _, skin, ground, _, _ = kinds.T
+    return np.stack([GROUNDS[ground], SKINS[skin], np.tile(WHITE, (len(kinds), 1)), np.tile(INK, (len(kinds), 1))], 1)
+
+
+def cover(head: Choice, eyes: Choice, mouth: Choice, pose: Pose, side: int) -> Float64[np.ndarray, "n 4 side side"]:
+    """What share of every pixel is ground, skin, white and ink."""
     pixels, (x, y, r) = (np.arange(side) + 0.5) * (32 / side), pose.T[..., None, None]  # centres of pixels
     x, y = pixels - x, pixels[:, None] - y
     eye = np.abs(x) - EYE_X[head][:, None, None] * r, y - EYE_Y[head][:, None, None] * r, r  # both: |x| is the mirror
     lips = x, y - MOUTH_Y[head][:, None, None] * r, r
-    face, pupils, balls, mouths = (
-        np.clip(0.5 - distance * (side / 32), 0, 1)
-        for distance in (
-            _chosen(head, HEADS, x, y, r),
-            _chosen(eyes, EYES, *eye),
-            _chosen(eyes, EYEBALLS, *eye),
-            _chosen(mouth, MOUTHS, *lips),
-        )
-    )
-    return face, np.maximum(balls - pupils, 0), pupils + mouths
+    places = (head, HEADS, (x, y, r)), (eyes, EYES, eye), (eyes, EYEBALLS, eye), (mouth, MOUTHS, lips)
+    distances = (_chosen(choice, shapes, *at) for choice, shapes, at in places)
+    face, pupils, balls, mouths = (np.clip(0.5 - d * (side / 32), 0, 1) for d in distances)
+    white, ink = np.maximum(balls - pupils, 0), pupils + mouths
+    return np.stack([1 - face, face - white - ink, white, ink], 1)
 
 
 def _chosen(choice: Choice, shapes: Sequence[Callable], x: Field, y: Field, r: Field) -> Field:

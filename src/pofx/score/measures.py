@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64, UInt8
 
 from pofx.base.images import Batches, Images
 from pofx.base.progress import Bar
-from pofx.score import distances, manifold
+from pofx.score import distances, faces, manifold
 from pofx.score.distances import Target
 from pofx.score.extractor import Extractor, Fid
 
@@ -76,23 +76,27 @@ class Yardstick(Reference):
 
     test: Target
     colours: Float64[np.ndarray, "m 3"]  # `mean_colours` of training images
+    smileys: bool = False  # whether images should be faces
 
-    def row(self, images: Images, features: list[Features], what: str = "images") -> Metrics:
+    def row(self, draws: list[Images], features: list[Features], what: str = "images") -> Metrics:
         """All metrics of a row and, as "protocol", how they were measured.
 
         Args:
-            images: of the first draw; `features` are those of every draw of the row.
+            draws: the images of every draw of the row, and their `features`.
             what: the reference consists of, for the record.
         """
-        n, seeds = len(images), len(features)
-        metrics = self._against_train(images, features[0])
+        n, seeds = len(draws[0]), len(draws)
+        metrics = self._against_train(draws[0], features[0])
         if features[0] is not self.test.vectors:  # the floor: test images themselves
             metrics |= self._against_test(features[0])
         if seeds > 1:
-            draws = [metrics, *map(self.distances, features[1:])]
-            metrics |= {f"{key}_seeds": [draw[key] for draw in draws] for key in self.net.keys[:2]}
+            each = [metrics, *map(self.distances, features[1:])]
+            metrics |= {f"{key}_seeds": [row[key] for row in each] for key in self.net.keys[:2]}
         protocol = self.protocol(n, what) | {"n": n, "n_reference": len(self.train), "n_test": len(self.test)}
         protocol |= {"n_manifold": self._sides(n), "kid_test_subset_size": self.subset(n, len(self.test))}
+        if self.smileys:
+            metrics |= faces.evaluate(draws)
+            protocol |= {"valid_below": faces.VALID}
         return metrics | {"protocol": protocol | {"seeds": seeds}}
 
     def _against_train(self, images: Images, features: Features) -> Metrics:
