@@ -30,7 +30,7 @@ from tools.compose import HEADER, load
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 OF_FAMILIES = [name for name in PRESETS if "-" in name]
-SCALES = ["laptop", "hour", "gpu", "paper"]
+SCALES = ["laptop", "hour", "night", "gpu", "paper"]
 COMBINATIONS = list(itertools.product(["smileys", "sprites", "cifar10"], SCALES))
 
 

@@ -16,7 +16,7 @@ from pofx.train.config import settings
 FAMILIES = config.family_names()
 PRESETS = sorted(path.stem for path in (Path(__file__).resolve().parents[1] / "presets").glob("*-*.yaml"))
 CASES = [(word.partition("-")[0], scale, word) for word in PRESETS for scale in ("laptop", "paper")]
-CASES += [(name, scale) for scale in ("hour", "gpu", "paper") for name in FAMILIES]
+CASES += [(name, scale) for scale in ("hour", "gpu", "paper") for name in FAMILIES] + [("edm", "night")]
 # Their networks at `gpu` are those at `paper`, and too large to build for nothing.
 CASES = [case for case in CASES if case not in [(name, "gpu") for name in ("ncsn", "ddpm", "edm")]]
 

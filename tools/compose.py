@@ -26,7 +26,8 @@ from stages import ROOT, run
 from stages.check import check
 
 PRESETS = ROOT / "presets"
-SCALES = {"laptop": "laptop", "hour": "laptop", "gpu": "gpu", "paper": "paper"}  # -> the block of a preset that holds
+# Scale -> the block of a preset that holds.
+SCALES = {"laptop": "laptop", "hour": "laptop", "night": "laptop", "gpu": "gpu", "paper": "paper"}
 DATA = ("smileys", "sprites", "cifar10")  # the first is the default
 KINDS = dict.fromkeys(DATA, "data") | dict.fromkeys(SCALES, "scale")  # others: a family, `-`, a variant
 HEADER = "# composed by: python -m tools.compose "

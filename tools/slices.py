@@ -132,18 +132,20 @@ def unfinished(part: Slice, name: str) -> None:
         return
     state = torch.load(states[-1], map_location="cpu", weights_only=True)
     where = str(part.folder / "params.yaml")
-    train, data = settings(name, config.params(where)), np.load(part.folder / "data/train.npy", mmap_mode="r")
+    device, data = machine.device(), np.load(part.folder / "data/train.npy", mmap_mode="r")
+    asked = settings(name, config.params(where))
+    train = asked.on(device)
     cfg = config.section(name, store.module(name).Config, where)
     model = store.create(name, cfg, data.shape[1:], part.folder / "models")
+    start = store.start(name, model, RUNS.parent, train.from_) if train.from_ else {}
     model.load_state_dict(state["model"])
     ema = Ema(model, train.ema_half_life)
     ema.load_state_dict(state["ema"])
     ema.swap()
-    seen, device = state["step"] * train.batch, machine.device()
-    before = store.card(RUNS.parent / train.from_)["provenance"]["images"] if train.from_ else 0
-    origin = {"images": before + seen, "unfinished": f"after {seen:,} of {train.images:,} images"}
-    origin |= machine.arithmetic(device, train.precision)
-    store.save(part.folder / "unfinished" / name, name, model, config.tree(train), origin)
+    seen = state["step"] * train.batch
+    origin = {"images": seen + start.get("images", 0), "unfinished": f"after {seen:,} of {train.images:,} images"}
+    origin |= machine.arithmetic(device, train.precision) | ({"start": start} if start else {})
+    store.save(part.folder / "unfinished" / name, name, model, config.tree(asked), origin)
     cost = {"train_seconds": round(state["seconds"], 1), "train_images_per_second": round(seen / state["seconds"], 1)}
     cost |= {"device": machine.name(device), "trained": provenance.here(ROOT) | origin}
     files.write_json(part.folder / f"metrics/time/train_{name}.json", {key: {name: v} for key, v in cost.items()})
