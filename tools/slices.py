@@ -142,7 +142,7 @@ def unfinished(part: Slice, name: str) -> None:
     seen, device = state["step"] * train.batch, machine.device()
     before = store.card(RUNS.parent / train.from_)["provenance"]["images"] if train.from_ else 0
     origin = {"images": before + seen, "unfinished": f"after {seen:,} of {train.images:,} images"}
-    origin |= machine.arithmetic(device, train.precision)
+    origin |= machine.arithmetic(device, state["precision"])
     store.save(part.folder / "unfinished" / name, name, model, config.tree(train), origin)
     cost = {"train_seconds": round(state["seconds"], 1), "train_images_per_second": round(seen / state["seconds"], 1)}
     cost |= {"device": machine.name(device), "trained": provenance.here(ROOT) | origin}
