@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load
 
-from pofx.base import files
+from pofx.base import files, machine
 from tools import slices
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +22,7 @@ TINY = [
     "data.smileys.n_train=64", "data.smileys.n_test=64", "sample.n=64", "sample.edm.steps=3",
     "fid.n_reference=64", "fid.batch=32", "fid.kid_subsets=2", "fid.kid_subset_size=32",
     "likelihood.images=4", "likelihood.ode_steps=2", "edm.train.batch=16", "edm.train.images=64",
-    "edm.net.channels=8", "edm.net.attention=[]", "edm.net.patch=4", "train.precision=fp32",
+    "edm.net.channels=8", "edm.net.attention=[]", "edm.net.patch=4",
 ]  # fmt: skip
 
 
@@ -69,7 +70,9 @@ def test_a_training_in_slices(command, tmp_path):
     assert code == 0 and "train from 16 of 64 images" in said, said
     told, found = unpacked(tmp_path / "away")
     assert told["left"] == [] and told["images"] == 64 and told["images_per_second"] > 0
-    assert told["dtype"] == "float32" and told["device"] and {"revision", "torch"} <= told.keys()
+    cpu = torch.device("cpu")  # the precision is the default, auto
+    assert told["dtype"] == machine.arithmetic(cpu, machine.precision("auto", cpu))["dtype"]
+    assert told["device"] and {"revision", "torch"} <= told.keys()
     card = json.loads(found["weights/edm/model.json"])
     assert "unfinished" not in card["provenance"] and card["kept"]["metrics"]["fd_effnet"] > 0
     assert card["kept"]["protocol"]["N"] == 64 and card["kept"]["data"] == "smileys"

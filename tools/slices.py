@@ -133,8 +133,7 @@ def unfinished(part: Slice, name: str) -> None:
     state = torch.load(states[-1], map_location="cpu", weights_only=True)
     where = str(part.folder / "params.yaml")
     device, data = machine.device(), np.load(part.folder / "data/train.npy", mmap_mode="r")
-    asked = settings(name, config.params(where))
-    train = asked.on(device)
+    train = settings(name, config.params(where))
     cfg = config.section(name, store.module(name).Config, where)
     model = store.create(name, cfg, data.shape[1:], part.folder / "models")
     start = store.start(name, model, RUNS.parent, train.from_) if train.from_ else {}
@@ -144,8 +143,8 @@ def unfinished(part: Slice, name: str) -> None:
     ema.swap()
     seen = state["step"] * train.batch
     origin = {"images": seen + start.get("images", 0), "unfinished": f"after {seen:,} of {train.images:,} images"}
-    origin |= machine.arithmetic(device, train.precision) | ({"start": start} if start else {})
-    store.save(part.folder / "unfinished" / name, name, model, config.tree(asked), origin)
+    origin |= machine.arithmetic(device, state["precision"]) | ({"start": start} if start else {})
+    store.save(part.folder / "unfinished" / name, name, model, config.tree(train), origin)
     cost = {"train_seconds": round(state["seconds"], 1), "train_images_per_second": round(seen / state["seconds"], 1)}
     cost |= {"device": machine.name(device), "trained": provenance.here(ROOT) | origin}
     files.write_json(part.folder / f"metrics/time/train_{name}.json", {key: {name: v} for key, v in cost.items()})
