@@ -19,7 +19,7 @@ from pofx.base.images import Images
 from pofx.data import smileys
 from pofx.data.smileys import COUNTS, HELD_OUT, HIGH, LOW
 
-VALID = 8.0  # grey levels: above all test images, below all that are blurred by a pixel, mixed or half of another
+VALID = 8.0  # grey levels: far above test images, below what is blurred by a pixel of 32, mixed or half erased
 COARSE = 16  # pixels a side of the first step
 GRID = 4, 4, 2  # intervals of x, y and radius in the first step: a pixel each
 CANDIDATES = 4  # kinds that are refined
