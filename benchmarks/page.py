@@ -26,6 +26,9 @@ def line(name: str, record: dict[str, Any]) -> str:
     """A record in a few words."""
     if "seconds" in record:
         return f"{name}: {record['seconds']:g} s (processor {record['cpu seconds']:g} s), target {record['target']:g} s"
+    if "share" in record:
+        at = f"{record['gflops']:g} of {record['convolution_gflops']:g} GFLOP/s, {record['rate']:g} images/s"
+        return f"{name}: {record['share']:.0%} of the machine's convolutions ({at}), target {record['target']:.0%}"
     if "curves" in record:
         return "\n".join(f"{name}: {axis} {straight(points)}" for axis, points in record["curves"].items())
     lines = [f"{name}: ours {record['ours']['rate']:g} {record['unit']}"]
@@ -64,7 +67,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
 
 def tables(kept: dict[str, Any], picture: str | None) -> str:
     """What one machine measured, as Markdown."""
-    rows, clock, lines = [], [], []
+    rows, clock, lines, shares = [], [], [], []
     for name, record in kept["rows"].items():
         when = f"{record['date']}, {record['load'][0]:g}"
         if "seconds" in record:
@@ -74,6 +77,11 @@ def tables(kept: dict[str, Any], picture: str | None) -> str:
             )
             if (part := record.get("of which import torch")) is not None:
                 clock.append(f"| of which `import torch` | {part:g} | | | |")
+        elif "share" in record:
+            shares.append(
+                f"| {record['what']} | {record['rate']:g} | {record['gflop']:g} | {record['gflops']:g} "
+                f"| {record['convolution_gflops']:g} | **{record['share']:.0%}** | {record['target']:.0%} | {when} |"
+            )
         elif "curves" in record:
             lines.append(textwrap.fill(f"Cost of {record['what']}:", 120))
             lines += [f"- {axis}, {straight(points)}" for axis, points in record["curves"].items()]
@@ -86,6 +94,13 @@ def tables(kept: dict[str, Any], picture: str | None) -> str:
             "| parameters | date, load |",
             "|---|---|---|---|---|---|---|---|---|---|",
             *rows,
+            "",
+        ]
+    if shares:
+        head += [
+            "| | images/s | GFLOP an image | GFLOP/s | of 3x3 convolutions | share | target | date, load |",
+            "|---|---|---|---|---|---|---|---|",
+            *shares,
             "",
         ]
     if clock:

@@ -65,6 +65,20 @@ def ceiling(device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
     return product
 
 
+def convolution(width: int, side: int, batch: int, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
+    """A 3x3 convolution as networks have it, channels last, forwards and backwards: 6 x 9 width^2 side^2 operations an
+    image."""
+    layer = torch.nn.Conv2d(width, width, 3, padding=1, bias=False, device=device, dtype=dtype)
+    x = torch.randn(batch, width, side, side, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    layer, x = layer.to(memory_format=torch.channels_last), x.requires_grad_()
+    slope = torch.ones_like(layer(x))
+
+    def both() -> None:
+        layer(x).backward(slope)
+
+    return both
+
+
 def run(race: Race, device: torch.device) -> dict[str, Any]:
     """The record of a race: a round to warm up, in which FLOPs are counted, then `race.rounds` timed ones.
 

@@ -20,13 +20,14 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import page, peers
-from benchmarks.race import Race, Runner, run, seconds, short, stamp
+from benchmarks.race import Race, Runner, convolution, run, seconds, short, stamp
 from benchmarks.task import RESULTS, preset, slug
 from pofx.base import config, files, machine
 from pofx.base.errors import UserError
@@ -36,6 +37,7 @@ from pofx.data.sprites import generate
 from pofx.models import store
 from pofx.models.family import Family
 from pofx.sample import drawing
+from pofx.sample.cost import Counter
 from pofx.sample.samplers import Sample
 from pofx.score import distances, extractor
 from pofx.train import loop
@@ -48,6 +50,7 @@ from stages import run as guarded
 IMAGES = 1280
 SHAPE = (3, 32, 32)
 NFE = 10
+SHARE_SHAPES = [(32, 16), (64, 8), (64, 16)]  # width and side of maps in the default networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,6 +347,44 @@ def bare(model: Family, sampler: Callable[[], None]) -> Runner:
     return Runner(run, None, 0.9 if any(x.requires_grad for x in inputs[0]) else 0.95)
 
 
+# --- against the machine's convolutions
+
+
+def share(bench: Bench, name: str, precision: Literal["fp32", "bf16"]) -> dict[str, Any]:
+    """FLOPs a second of training steps of a family at its default, beside those of its largest 3x3 convolutions."""
+    half, steps, rounds = precision == "bf16", 3, 7
+    if half and machine.precision("auto", bench.device) == "fp32":
+        raise UserError(f"{machine.name(bench.device)} has no arithmetic in bf16")
+    cfg, train, _ = preset(name, "laptop")
+    batch = train.batch
+    model = build(name, cfg).to(bench.device, memory_format=torch.channels_last).train()
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
+    x = to_model(bench.pool[:batch])
+
+    def step() -> None:
+        with machine.autocast(bench.device, precision):
+            loss = model(x)["loss"].mean()
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    with sdpa_kernel(SDPBackend.MATH), Counter() as counter:
+        step()
+    dtype, cpu, load = torch.bfloat16 if half else torch.float32, bench.device.type == "cpu", os.getloadavg()[0]
+    ceilings = {shape: convolution(*shape, batch, bench.device, dtype) for shape in SHARE_SHAPES}
+    took: dict[Any, list[float]] = {key: [] for key in ["step", *ceilings]}
+    for _ in range(rounds):
+        took["step"].append(seconds(lambda: [step() for _ in range(steps)])[cpu] / steps)
+        for shape, both in ceilings.items():
+            took[shape].append(seconds(lambda both=both: [both() for _ in range(steps)])[cpu] / steps)
+    ceiling = max(54 * w**2 * side**2 * batch / float(np.median(took[w, side])) for w, side in ceilings)
+    each = float(np.median(took["step"]))
+    found = {"what": f"a training step of {name}, batch {batch}, {precision}", "rate": short(batch / each)}
+    found |= {"gflop": short(counter.total / batch / 1e9), "gflops": short(counter.total / each / 1e9)}
+    found |= {"convolution_gflops": short(ceiling / 1e9), "share": short(counter.total / each / ceiling), "target": 0.5}
+    return found | stamp(load)
+
+
 # --- seconds
 
 
@@ -444,6 +485,9 @@ def benchmarks() -> dict[str, Callable[[Bench], dict[str, Any]]]:
         found[f"loop {name}"] = functools.partial(training, name=name)
         if name != "vqprior":  # calls of a network with a cache cannot be repeated as they were recorded
             found[f"sampler {name}"] = functools.partial(sampling, name=name)
+    for name in ("edm", "ncsn", "ddpm", "ebm", "vae", "vqvae"):
+        for precision in ("fp32", "bf16"):
+            found[f"share {name} {precision}"] = functools.partial(share, name=name, precision=precision)
     for words in ("ebm-igebm", "ebm-icd"):
         found[f"sampler {words}"] = functools.partial(sampling, name="ebm", words=words)
     return found

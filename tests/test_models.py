@@ -60,6 +60,15 @@ def test_a_key_that_an_older_file_lacks_takes_todays_default(tmp_path):
     assert (cfg.log_std, cfg.net.dropout) == (type(cfg)().log_std, UNetConfig().dropout)
 
 
+def test_codes_from_before_there_was_a_choice_have_the_published_layers(tmp_path):
+    module, cfg = small("vqvae", "vqvae.arch=conv")
+    store.save(tmp_path, "vqvae", build(module, cfg), asdict(budget("vqvae")), {})
+    card = json.loads((tmp_path / "model.json").read_text())
+    del card["config"]["arch"]
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    assert store.load(tmp_path).cfg.arch == "conv" != type(cfg)().arch
+
+
 def test_a_base_of_format_1_is_built_as_well(tmp_path):
     model, train = build(*small("vqprior")), asdict(budget("vqprior"))
     store.save(tmp_path, "vqprior", model, train, {})

@@ -10,8 +10,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pofx.base.images import to_model, to_uint8
+from pofx.models import layers
 from pofx.models.pixels import gaussian
-from pofx.models.unet import Inverted, UNet
+from pofx.models.unet import Dense, Inverted, UNet
 
 D = 3 * 32 * 32
 
@@ -98,18 +99,34 @@ def test_presets_of_ddpm_have_the_published_size_and_cost(preset, parameters, to
     assert flop is None or counter.get_total_flops() == pytest.approx(flop, rel=0.02)
 
 
-def test_an_inverted_block_sees_its_neighbours_alone():
-    """Each position is normed by itself, so what lies beyond the 3x3 is not even felt through a statistic."""
+@pytest.mark.parametrize(("kind", "last", "reach"), [(Inverted, "narrow", 1), (Dense, "conv2", 2)])
+def test_a_block_sees_its_neighbours_alone(kind, last, reach):
+    """Each position is normed by itself, so what lies beyond its 3x3 convolutions is not even felt by a statistic."""
     torch.manual_seed(0)
-    block = Inverted(8, 8, 4, 0.0)
+    block = kind(8, 8, 4, 0.0)
     x, e = torch.randn(1, 8, 6, 6), torch.randn(1, 4)
     assert torch.equal(block(x, e), x)  # the branch starts as nothing
-    torch.nn.init.normal_(block.narrow.weight)
+    torch.nn.init.normal_(getattr(block, last).weight)
     far = x.clone()
     far[..., 5, 5] = 100.0
     moved = (block(far, e) - block(x, e)).abs().amax((0, 1)) > 0
-    assert moved[4:, 4:].all() and moved.sum() == 4
+    assert moved[5 - reach :, 5 - reach :].all() and moved.sum() == (1 + reach) ** 2
     assert not torch.allclose(block(x, e), block(x, e + 1))
+
+
+def test_layer_norm_is_its_formula():
+    x = torch.randn(2, 5, 3, 4)
+    want = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    assert torch.allclose(layers.LayerNorm()(x), want, atol=1e-5)
+
+
+@pytest.mark.parametrize(("causal", "keys"), [(False, 9), (True, 6)])
+def test_attention_is_the_same_by_products_and_fused(causal, keys):
+    q, k, v = torch.randn(2, 3, 6, 4), torch.randn(2, 3, keys, 4), torch.randn(2, 3, keys, 4)
+    by_products = layers.products(q, k, v, causal)
+    assert torch.allclose(by_products, layers.fused(q, k, v, causal), atol=1e-6)
+    assert torch.equal(by_products, layers.attend(q, k, v, causal)), "on a CPU"
+    assert not causal or torch.allclose(by_products[:, :, 0], v[:, :, 0], atol=1e-6), "the first query sees one key"
 
 
 def test_bytes_survive_the_round_trip():

@@ -44,7 +44,7 @@ def gradients(model, x) -> torch.Tensor:
 # --- every variant learns
 
 
-@pytest.mark.parametrize("arch", ["conv", "resnet"])
+@pytest.mark.parametrize("arch", ["dense", "conv", "resnet"])
 @pytest.mark.parametrize("kind", ["gaussian", "sigma_vae", "logistic"])
 def test_variants_are_whole(arch, kind, sprites):
     """Losses and samples finite, shapes right, every parameter reached by the gradient."""

@@ -2,7 +2,7 @@
 
 A folder holds model.safetensors, the weights, and model.json, the card: format number, family, resolved config,
 training settings, shape of an image, provenance. A key that an older card lacks takes today's default. MOVED says where
-its other keys are now.
+its other keys are now, BEFORE which keys take another value than today's default.
 """
 
 import dataclasses
@@ -31,6 +31,7 @@ MOVED = {
 }  # fmt: skip
 MEASURED = ("mean", "sigma_data")  # buffers of models/moments.py, which formats 1 and 2 lack
 ASSUMED = {"ncsn": 0.5, "ddpm": 1.0, "edm": 0.5, "ebm": 0.5}  # family -> sigma_data of formats 1 and 2
+BEFORE = {"vqvae": {"arch": "conv"}}  # family -> keys that came later, as models were before there was a choice
 
 
 def module(name: str) -> ModuleType:
@@ -137,6 +138,8 @@ def card(folder: Path) -> dict[str, Any]:
         config["centre"] = False
         config.setdefault("sigma_data", ASSUMED[read["family"]])
     read |= {"format": FORMAT, "written": written}
+    for part in filter(None, (read, read.get("base"))):
+        part["config"] = BEFORE.get(part["family"], {}) | part["config"]
     return read | {"shape": tuple(read["shape"])}
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pofx.base.errors import UserError
 from pofx.base.rng import Dropout
 from pofx.models.family import Images, Layer, Shape, outer, stacked
+from pofx.models.layers import LayerNorm, attend
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -74,6 +75,28 @@ class Block(nn.Module):
         return self.skip(x) + self.conv2(self.dropout(F.silu(self.norm2(h))))
 
 
+class Dense(nn.Module):
+    """Residual block: layer norm, SiLU, conv, twice; the noise embedding scales and shifts what the second norm gives.
+
+        h = conv(silu(norm(x))),   y = skip(x) + conv(silu(norm(h) (1 + scale) + shift))
+
+    As in ADM (Dhariwal & Nichol 2021, arXiv 2105.05233, AdaGN), with layer norm over channels for its GroupNorm. Nearly
+    all of it is dense 3x3 convolutions, which processors with matrix units do fastest.
+    """
+
+    def __init__(self, before: int, after: int, embedding: int, dropout: float):
+        super().__init__()
+        self.norm, self.dropout = LayerNorm(), Dropout(dropout)
+        self.conv1, self.embed = nn.Conv2d(before, after, 3, padding=1), nn.Linear(embedding, 2 * after)
+        self.conv2 = _zeros(nn.Conv2d(after, after, 3, padding=1))
+        self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        h = self.norm(self.conv1(F.silu(self.norm(x))))
+        scale, shift = self.embed(e)[:, :, None, None].chunk(2, 1)
+        return self.skip(x) + self.conv2(self.dropout(F.silu(h * (1 + scale) + shift)))
+
+
 class Inverted(nn.Module):
     """Inverted residual block: layer norm, to four times the width, a depthwise 3x3, and back.
 
@@ -103,19 +126,19 @@ class Inverted(nn.Module):
 class Attention(nn.Module):
     """Self-attention over the positions of the map, with a residual connection."""
 
-    def __init__(self, channels: int, heads: int):
+    def __init__(self, channels: int, heads: int, norm: nn.Module):
         super().__init__()
         if channels % heads:
             raise UserError(f"net.heads = {heads} should divide the width of every map with attention")
-        self.heads, self.norm = heads, _norm(channels)
+        self.heads, self.norm = heads, norm
         self.qkv = stacked(nn.Conv2d(channels, 3 * channels, 1), 3)
         self.out = _zeros(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, _: Tensor) -> Tensor:
         b, c, h, w = x.shape
         q, k, v = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, h * w).transpose(3, 4).unbind(1)
-        y = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(y.transpose(2, 3).reshape(b, c, h, w))
+        y = attend(q, k, v, causal=False).transpose(1, 2).reshape(b, h, w, c)
+        return x + self.out(y.permute(0, 3, 1, 2))
 
 
 @dataclass(frozen=True)
@@ -125,12 +148,21 @@ class UNetConfig:
     channels: Annotated[int, Ge(4)] = 32  # width of the first level
     multipliers: Annotated[tuple[int, ...], MinLen(1)] = (1, 2)  # width of every level, times it; each halves the side
     blocks: Annotated[int, Ge(1)] = 1  # residual blocks a level on the way down, one more on the way up
-    block: Literal["residual", "inverted"] = "inverted"  # 3x3 convolutions as in DDPM, or 1x1 and depthwise ones
+    # dense: 3x3 convolutions and layer norms; residual: DDPM's, with GroupNorm; inverted: 1x1 and depthwise ones
+    block: Literal["dense", "residual", "inverted"] = "dense"
     attention: tuple[int, ...] = (8,)  # sides of the maps with self-attention; if any, the middle has it too
     heads: Annotated[int, Ge(1)] = 4  # of the self-attention
     resample: Literal["conv", "plain"] = "plain"  # halve and double the side by convolutions, or by mean and repetition
     patch: Annotated[int, Ge(1)] = 2  # fold squares of pixels into channels first, which costs patch^2 times less
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0  # share of features dropped within residual blocks
+
+
+# Of every kind of block: the block, the norm of attention, and the side of the first and the last convolution's kernel.
+KINDS = {
+    "dense": (Dense, lambda _: LayerNorm(), 1),
+    "residual": (Block, _norm, 3),
+    "inverted": (Inverted, _norm, 1),
+}
 
 
 class UNet(nn.Module):
@@ -153,8 +185,7 @@ class UNet(nn.Module):
                 f"which images of {shape[1]}x{shape[2]} do not allow: take fewer levels"
             )
         channels, patch, plain = cfg.channels, cfg.patch, cfg.resample == "plain"
-        residual = cfg.block == "residual"
-        block, side = (Block, 3) if residual else (Inverted, 1)  # and of the first and the last convolution's kernel
+        block, norm, side = KINDS[cfg.block]
         embedding, folded = 4 * channels, shape[0] * patch**2
         features = Fourier(channels) if time == "sigma" else Sinusoid(channels)
         self.embed = embedder(features, channels, embedding, embedding)
@@ -166,7 +197,7 @@ class UNet(nn.Module):
 
         def step(before: int, after: int, level: int) -> nn.ModuleList:
             attended = shape[1] // patch // 2**level in cfg.attention
-            attention = [Attention(after, cfg.heads)] if attended else []
+            attention = [Attention(after, cfg.heads, norm(after))] if attended else []
             return nn.ModuleList([block(before, after, embedding, cfg.dropout), *attention])
 
         for level, width in enumerate(widths):
@@ -177,7 +208,7 @@ class UNet(nn.Module):
             if level + 1 < len(widths):
                 self.down.append(nn.AvgPool2d(2) if plain else nn.Conv2d(now, now, 3, 2, 1))
                 kept.append(now)
-        attention = [Attention(now, cfg.heads)] if cfg.attention else []
+        attention = [Attention(now, cfg.heads, norm(now))] if cfg.attention else []
         first, last = (block(now, now, embedding, cfg.dropout) for _ in range(2))
         self.middle = nn.ModuleList([first, *attention, last])
         for level, width in reversed(list(enumerate(widths))):
@@ -187,8 +218,8 @@ class UNet(nn.Module):
             if level:
                 conv = [] if plain else [nn.Conv2d(now, now, 3, padding=1)]
                 self.up.append(nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), *conv))
-        norm = [_norm(now), nn.SiLU()] if residual else []
-        self.last = nn.Sequential(*norm, outer(_zeros(nn.Conv2d(now, folded, side, padding=side // 2))))
+        active = [norm(now), nn.SiLU()] if cfg.block != "inverted" else []
+        self.last = nn.Sequential(*active, outer(_zeros(nn.Conv2d(now, folded, side, padding=side // 2))))
 
     @property
     def deepest(self) -> nn.Module:

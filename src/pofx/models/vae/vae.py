@@ -29,7 +29,7 @@ from pofx.models.family import Images, ImportanceWeighted, Latent, Sampled, Shap
 from pofx.models.features import active, kl
 from pofx.models.pixels import gaussian, logistic
 from pofx.models.vae import perceptual
-from pofx.models.vae.autoencoder import Decoder, Encoder
+from pofx.models.vae.autoencoder import Decoder, DenseDecoder, DenseEncoder, Encoder
 from pofx.models.vae.mixture import Mixture
 
 FEWEST_ACTIVE = 0.1  # of the units
@@ -56,7 +56,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Config:
-    arch: Literal["conv", "resnet"] = "conv"
+    arch: Literal["dense", "conv", "resnet"] = "dense"  # see autoencoder.py
     channels: Annotated[tuple[int, ...], MinLen(1)] = (32, 64, 128)  # of the levels, each of half the side
     blocks: Annotated[int, Ge(1)] = 2  # residual blocks a level, of a resnet
     latent: Annotated[int, Ge(1)] = 10  # units
@@ -90,10 +90,14 @@ class Model(Sampled, Latent, ImportanceWeighted):
             raise UserError(f"vae.channels: {len(cfg.channels)} levels do not halve images of {shape[1]}x{shape[2]}")
         if self.logistic and shape[0] != 3:
             raise UserError(f"vae.likelihood = logistic is defined for 3 channels, and images have {shape[0]}")
-        blocks = cfg.blocks if cfg.arch == "resnet" else 0
-        self.encoder = Encoder(shape, cfg.channels, blocks, cfg.latent)
         out = logistic.PER_COMPONENT * cfg.mixtures if self.logistic else shape[0]
-        self.net = Decoder(shape, cfg.channels, blocks, cfg.latent, out)
+        if cfg.arch == "dense":
+            self.encoder = DenseEncoder(shape, cfg.channels, cfg.latent)
+            self.net = DenseDecoder(shape, cfg.channels, cfg.latent, out)
+        else:
+            blocks = cfg.blocks if cfg.arch == "resnet" else 0
+            self.encoder = Encoder(shape, cfg.channels, blocks, cfg.latent)
+            self.net = Decoder(shape, cfg.channels, blocks, cfg.latent, out)
         if cfg.likelihood == "sigma_vae":
             self.width = nn.Parameter(gaussian.width(cfg.sigma))
         else:

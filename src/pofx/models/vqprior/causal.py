@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pofx.base import rng
 from pofx.models.family import outer, stacked
+from pofx.models.layers import attend
 
 Cache = dict[int, tuple[Tensor, Tensor]]  # block -> keys and values of the codes seen so far
 
@@ -72,7 +73,7 @@ class TransformerBlock(nn.Module):
             if not whole:
                 k, v = (torch.cat(pair, 2) for pair in zip(cache[index], (k, v), strict=True))
             cache[index] = k, v
-        h = F.scaled_dot_product_attention(q, k, v, is_causal=whole)
+        h = attend(q, k, v, causal=whole)
         x = x + self.dropout(self.out(h.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.down(F.gelu(self.up(self.norm2(x)))))
 

@@ -10,8 +10,9 @@ vqprior learns their distribution.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from pofx.base.images import to_model
 from pofx.base.rng import Noise
 from pofx.models.family import Bounded, Coded, Images, Sampled, Shape, Terms, outer
 from pofx.models.features import averaged
+from pofx.models.layers import LayerNorm
 from pofx.models.pixels import gaussian
 from pofx.models.vqvae.codebook import Codebook, perplexity
 
@@ -35,6 +37,8 @@ CHUNK = 500  # images at a time where many are encoded
 
 @dataclass(frozen=True)
 class Config:
+    # dense: 3x3 convolutions on folded pixels, with layer norm; conv: the published layers, with GroupNorm
+    arch: Literal["dense", "conv"] = "dense"
     channels: Annotated[int, Ge(8)] = 64  # of the convolutions at a quarter of the side; half as many at its half
     blocks: Annotated[int, Ge(0)] = 2  # residual blocks of the encoder, and of the decoder
     codes: Annotated[int, Ge(2)] = 256  # K
@@ -53,34 +57,44 @@ class Sample:
 class Encoder(nn.Module):
     """(b, c, h, w) -> (b, dim, h / 4, w / 4).
 
-    The published layers (two stride-2 convolutions, a 3x3 one, residual blocks of 3x3 and 1x1), with a GroupNorm before
-    the activations: training may be short and fast.
+    The published layers (two stride-2 convolutions, a 3x3 one, residual blocks of 3x3 and 1x1), with a norm before the
+    activations: training may be short and fast. Dense: 2x2 pixels are folded into channels in place of the first
+    stride, and every layer before the last is a 3x3 convolution on a norm and SiLU.
     """
 
     def __init__(self, colours: int, cfg: Config):
         super().__init__()
-        full, half = cfg.channels, cfg.channels // 2
-        self.layers = nn.Sequential(
-            outer(nn.Conv2d(colours, half, 4, 2, 1)), nn.SiLU(),
-            nn.Conv2d(half, full, 4, 2, 1), nn.SiLU(),
-            nn.Conv2d(full, full, 3, padding=1), *(Block(full) for _ in range(cfg.blocks)),
-            _norm(full), nn.SiLU(), nn.Conv2d(full, cfg.dim, 1),
-        )  # fmt: skip
+        full, half, norm = cfg.channels, cfg.channels // 2, NORMS[cfg.arch]
+        if cfg.arch == "dense":
+            down = [nn.PixelUnshuffle(2), outer(nn.Conv2d(4 * colours, half, 3, padding=1))]
+            down += [norm(half), nn.SiLU(), nn.Conv2d(half, full, 3, 2, 1)]
+        else:
+            down = [outer(nn.Conv2d(colours, half, 4, 2, 1)), nn.SiLU()]
+            down += [nn.Conv2d(half, full, 4, 2, 1), nn.SiLU(), nn.Conv2d(full, full, 3, padding=1)]
+        blocks = [Block(full, norm) for _ in range(cfg.blocks)]
+        self.layers = nn.Sequential(*down, *blocks, norm(full), nn.SiLU(), nn.Conv2d(full, cfg.dim, 1))
 
     def forward(self, x: Images) -> Float[Tensor, "b dim _ _"]:
         return self.layers(x)
 
 
 class Decoder(nn.Module):
-    """(b, dim, h / 4, w / 4) -> (b, c, h, w): the mean of the image."""
+    """(b, dim, h / 4, w / 4) -> (b, c, h, w): the mean of the image, by the encoder's layers mirrored."""
 
     def __init__(self, colours: int, cfg: Config):
         super().__init__()
-        full, half = cfg.channels, cfg.channels // 2
+        full, half, norm = cfg.channels, cfg.channels // 2, NORMS[cfg.arch]
+        blocks = [Block(full, norm) for _ in range(cfg.blocks)]
+        if cfg.arch == "dense":
+            up = [nn.Upsample(scale_factor=2), nn.Conv2d(full, half, 3, padding=1)]
+            last = [outer(nn.Conv2d(half, 4 * colours, 3, padding=1)), nn.PixelShuffle(2)]
+        else:
+            up = [nn.ConvTranspose2d(full, half, 4, 2, 1)]
+            last = [outer(nn.ConvTranspose2d(half, colours, 4, 2, 1))]
         self.layers = nn.Sequential(
-            nn.Conv2d(cfg.dim, full, 3, padding=1), *(Block(full) for _ in range(cfg.blocks)),
-            _norm(full), nn.SiLU(), nn.ConvTranspose2d(full, half, 4, 2, 1),
-            _norm(half), nn.SiLU(), outer(nn.ConvTranspose2d(half, colours, 4, 2, 1)),
+            nn.Conv2d(cfg.dim, full, 3, padding=1), *blocks,
+            norm(full), nn.SiLU(), *up,
+            norm(half), nn.SiLU(), *last,
         )  # fmt: skip
 
     def forward(self, z: Float[Tensor, "b dim h w"]) -> Float[Tensor, "b c _ _"]:
@@ -90,18 +104,20 @@ class Decoder(nn.Module):
 class Block(nn.Module):
     """norm, SiLU, 3x3 conv to half the width, norm, SiLU, 1x1 conv, added to the input."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, norm: Callable[[int], nn.Module]):
         super().__init__()
-        self.norm1, self.conv1 = _norm(channels), nn.Conv2d(channels, channels // 2, 3, padding=1)
-        self.norm2, self.conv2 = _norm(channels // 2), nn.Conv2d(channels // 2, channels, 1)
+        self.norm1, self.conv1 = norm(channels), nn.Conv2d(channels, channels // 2, 3, padding=1)
+        self.norm2, self.conv2 = norm(channels // 2), nn.Conv2d(channels // 2, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         return x + self.conv2(F.silu(self.norm2(h)))
 
 
-def _norm(channels: int) -> nn.Module:
-    return nn.GroupNorm(min(8, channels // 4), channels)
+NORMS: dict[str, Callable[[int], nn.Module]] = {  # by the number of channels
+    "dense": lambda _: LayerNorm(),
+    "conv": lambda channels: nn.GroupNorm(min(8, channels // 4), channels),
+}
 
 
 class Model(Sampled, Coded, Bounded):
