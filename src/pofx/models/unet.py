@@ -148,7 +148,7 @@ class UNetConfig:
     channels: Annotated[int, Ge(4)] = 32  # width of the first level
     multipliers: Annotated[tuple[int, ...], MinLen(1)] = (1, 2)  # width of every level, times it; each halves the side
     blocks: Annotated[int, Ge(1)] = 1  # residual blocks a level on the way down, one more on the way up
-    # dense: 3x3 convolutions and layer norms; residual: DDPM's, with GroupNorm; inverted: 1x1 and depthwise ones
+    # dense: 3x3 convolutions, layer norms; residual: DDPM's, with GroupNorm; inverted: 1x1 and depthwise convolutions
     block: Literal["dense", "residual", "inverted"] = "dense"
     attention: tuple[int, ...] = (8,)  # sides of the maps with self-attention; if any, the middle has it too
     heads: Annotated[int, Ge(1)] = 4  # of the self-attention
