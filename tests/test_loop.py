@@ -245,7 +245,15 @@ class Toy(Family):
 
 def toy(images, folder, stop=lambda: False, train=None, **settings):
     """Weights, curve, events and the state last saved, of 8 rows of two steps of 8 images."""
-    eight = {"images": 128, "rows": 8, "lr": 0.1, "decay": "constant", "ema_half_life": 16, "rollbacks": 3}
+    eight = {
+        "images": 128,
+        "rows": 8,
+        "optimizer": "adam",
+        "lr": 0.1,
+        "decay": "constant",
+        "ema_half_life": 16,
+        "rollbacks": 3,
+    }
     train = budget("vae", **eight | (train or {}))
     model = Toy(**settings)
     with slot(folder) as held:
@@ -331,7 +339,7 @@ def test_what_is_undone_does_not_depend_on_when_states_are_saved(sprites, tmp_pa
 def test_a_roll_back_restores_all_of_a_state(sprites, tmp_path, monkeypatch):
     """As if the rate had fallen at the row gone back to. An energy-based model has buffers that no gradient moves."""
     cfg = small("ebm", "ebm-igebm")[1]
-    train = budget("ebm", rollbacks=1, validation=16, images=64, rows=8)
+    train = budget("ebm", "ebm-igebm", rollbacks=1, validation=16, images=64, rows=8)
 
     class Once(Contrast):
         """One alarm, in the fifth step, and none when that comes again."""

@@ -13,11 +13,11 @@ from pofx.train.config import Train
 from pofx.train.loop import Run
 from pofx.train.optimiser import Muon, Optimiser, hidden, orthogonal
 
-UNET = {"net.embed.1", "net.first", "net.last.0"}  # and what is depthwise
-LEFT_TO_ADAM = {  # family, and preset -> layers with weights of two dimensions or more
-    "vae": {"encoder.layers.0", "net.layers.13"},
+UNET = {"net.embed.1", "net.first", "net.last.2"}
+LEFT_TO_ADAM = {  # family, and preset -> layers with weights of two dimensions or more, but depthwise ones
+    "vae": {"encoder.layers.1", "net.layers.12"},
     "vae vae-resnet": {"encoder.layers.0", "net.layers.13"},
-    "vqvae": {"encoder.layers.0", "net.layers.8"},
+    "vqvae": {"encoder.layers.1", "net.layers.9"},
     "vqprior": {"net.embed", "net.place", "net.head"},
     "vqprior vqprior.network=pixelcnn": {"net.embed", "net.head"},
     "ebm": {"net.towers.0.embed.1", "net.towers.0.first.1", "net.towers.0.last"},
@@ -25,8 +25,9 @@ LEFT_TO_ADAM = {  # family, and preset -> layers with weights of two dimensions 
     "ncsn ncsn-v1": {"net.embed.1", "net.first", "net.last.conv"},
     "ncsn ncsn-v2": {"net.first", "net.last.conv"},
     "ddpm": UNET,
-    "ddpm ddpm-ho2020 gpu": {"net.embed.1", "net.first", "net.last.2"},
+    "ddpm ddpm-ho2020 gpu": UNET,
     "edm": UNET,
+    "edm edm.net.block=inverted": {"net.embed.1", "net.first", "net.last.0"},
 }
 
 

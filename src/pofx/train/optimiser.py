@@ -86,8 +86,10 @@ class Muon(torch.optim.Optimizer):
             weights = [p for p in group["params"] if p.grad is not None]
             if not weights:
                 continue
-            gradients = [p.grad for p in weights]
-            means = [self.state[p].setdefault("mean", torch.zeros_like(p)) for p in weights]
+            for p in weights:
+                if not self.state[p]:
+                    self.state[p]["mean"] = torch.zeros_like(p)
+            gradients, means = [p.grad for p in weights], [self.state[p]["mean"] for p in weights]
             torch._foreach_lerp_(means, gradients, 1 - MOMENTUM)
             ahead = torch._foreach_lerp(gradients, means, MOMENTUM)  # Nesterov's
             x = torch.cat([u.reshape(group["shape"]) for u in ahead])
