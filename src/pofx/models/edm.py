@@ -25,8 +25,8 @@ from pofx.models.unet import UNet, UNetConfig
 class Config(DenoiserConfig):
     sigma_min: Annotated[float, Gt(0)] = 0.002  # of the sampler, images on [-1, 1]
     sigma_max: Annotated[float, Gt(0)] = 80.0
-    log_mean: float = -0.4  # of log sigma in training
-    log_std: Annotated[float, Gt(0)] = 1.4
+    log_mean: float = -1.2  # of log sigma in training
+    log_std: Annotated[float, Gt(0)] = 1.2
     net: UNetConfig = field(default_factory=UNetConfig)
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ from pofx.sample.settings import Setting
 
 @dataclass(frozen=True)
 class Sweep:
-    models: tuple[str, ...] = ("ncsn", "ddpm", "edm")  # denoisers to do this for
+    models: tuple[str, ...] = ("ncsn", "edm")  # denoisers to do this for
     n: Annotated[int, Ge(2)] = 64  # images a point
     samplers: tuple[str, ...] = ("ddim", "dpmpp", "heun")
     steps: tuple[Annotated[int, Ge(2)], ...] = (3, 6, 12)  # noise levels visited

@@ -19,10 +19,10 @@ class Train:
 
     images: Annotated[int, Ge(1)] = 10_000  # budget
     from_: str | None = None  # `from`: the folder of kept weights to start from (store.start); null: random weights
-    batch: Annotated[int, Ge(1)] = 8  # images of an optimiser step, of all processes together
+    batch: Annotated[int, Ge(1)] = 16  # images of an optimiser step, of all processes together
     accumulate: Annotated[int, Ge(1)] = 1  # parts that a batch is split into: less memory, the same gradient
-    optimizer: Literal["adam", "muon"] = "adam"  # muon: of hidden matrices, with Adam for the rest
-    lr: Annotated[float, Gt(0)] = 2e-3
+    optimizer: Literal["adam", "muon"] = "muon"  # muon: of hidden matrices, with Adam for the rest
+    lr: Annotated[float, Gt(0)] = 1e-2
     warmup: Annotated[int, Ge(0)] = 1000  # images of the linear ramp of the rate
     decay: Literal["constant", "cosine"] = "cosine"
     betas: tuple[float, float] = (0.9, 0.99)  # of Adam

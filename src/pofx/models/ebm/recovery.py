@@ -46,12 +46,12 @@ WARNINGS = {"uphill": "chains end at higher energies than they start from: raise
 class RecoveryConfig:
     sigma_min: Annotated[float, Gt(0)] = 0.02  # noise levels, geometric, images on [-1, 1]
     sigma_max: Annotated[float, Gt(0)] = 20.0
-    levels: Annotated[int, Ge(2)] = 30
+    levels: Annotated[int, Ge(2)] = 24
     centre: bool = True  # the network sees images without the mean of the training images
     # Root mean square of the images about that mean, or about 0; None: of the training images.
     sigma_data: Annotated[float, Gt(0)] | None = None
-    log_mean: float = -0.4  # normal approximation: of log sigma in training
-    log_std: Annotated[float, Gt(0)] = 1.4
+    log_mean: float = -1.2  # normal approximation: of log sigma in training
+    log_std: Annotated[float, Gt(0)] = 1.2
     step: Annotated[float, Gt(0), Le(1)] = 1.0  # of a chain: 1 forgets, in a Gaussian, where it was
 
     def __post_init__(self) -> None:

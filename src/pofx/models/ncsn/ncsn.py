@@ -32,7 +32,7 @@ PREDICTION = {"score": "score", "noise": "scaled_score", "residual": None}  # wh
 
 @dataclass(frozen=True)
 class Config(DenoiserConfig):
-    n_sigmas: Annotated[int, Ge(2)] = 32  # noise levels
+    n_sigmas: Annotated[int, Ge(2)] = 24  # noise levels
     sigma_max: Annotated[float, Gt(0)] = 30.0  # about the largest distance between two images (Technique 1)
     sigma_min: Annotated[float, Gt(0)] = 0.02
     continuous: bool = False  # train on all noise levels between, log-uniformly: then bits/dim exist
