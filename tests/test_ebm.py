@@ -205,7 +205,7 @@ def test_chains_in_training_teach_to_denoise(sprites, tmp_path):
     """The normal approximation's error is no part of that loss, and falls with it."""
     module, cfg = small("ebm", *CHAINS)
     cfg = own(replace(cfg, chain=4), levels=12, step=0.5)
-    plan = budget("ebm", images=320, lr=1e-3, rows=10, flip=False, ema_half_life=0)
+    plan = budget("ebm", images=320, rows=10, flip=False, ema_half_life=0)
     model, x = build(module, cfg), to_model(sprites[:32])
 
     def error() -> float:
