@@ -23,7 +23,7 @@ CALM, WILD = 100, 5.0  # steps that estimate the gap's spread, and that a gap st
 @dataclass(frozen=True)
 class Sample:
     batch: Annotated[int, Ge(64), MultipleOf(64)] = 128
-    chain: Annotated[int, Ge(0)] = 1  # Langevin steps; recovery: at every noise level
+    chain: Annotated[int, Ge(0)] = 3  # Langevin steps; recovery: at every noise level
     start: Literal["noise", "buffer"] = "noise"  # buffer: the places of the replay buffer; recovery has none
 
 
