@@ -164,7 +164,7 @@ def test_keys_that_are_not_listed_are_added_to_their_section():
     tree = load(text)
     assert tree["vae"]["perceptual"]["alpha"] == 0.5 and tree["vae"]["blocks"] == 1
     assert tree["ddpm"]["train"]["clip"] == 1 and tree["edm"]["guide"] == 0.5
-    assert tree["rows"]["edm"] == {"fast": {"steps": 8}}
+    assert tree["rows"]["edm"]["fast"] == {"steps": 8}
     vae = text[text.index("\nvae:") : text.index("\nvqvae:")]
     assert "perceptual:" in vae and vae.index("perceptual:") < vae.index("# Vector-quantised")
 

@@ -22,7 +22,8 @@ OTHER_WORDS = re.compile(
     r"\b(rungs?|ladders?|earlier self|averaged self|how well images are known|images told apart)\b", re.IGNORECASE
 )
 SUFFIXES = (".py", ".md", ".yaml", ".toml", ".ipynb", ".txt", ".j2", ".lock")
-ROWS = {"vae-mixture", "ebm-fresh", "ddpm-guided", "edm-guided", "edm-fast", "edm-ddim"}  # of the report
+# Of the report.
+ROWS = {"vae-mixture", "ebm-fresh", "ddpm-guided", "edm-guided", "edm-fast", "edm-ddim", "edm-stochastic"}
 OUTPUTS = ("data/", "models/", "samples/", "features/", "report/", "runs/", "metrics/", "plots/")  # of the pipeline
 
 
