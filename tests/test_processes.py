@@ -53,7 +53,7 @@ CASES = {  # case -> what differs from a tiny model of the family, and from the 
     "ebm-icd": (CONTRAST | {"net": {"channels": 8, "spectral": True, "scales": 2}, "contrast": ICD}, {}),
 }
 BUDGET = {"images": 80, "batch": 8, "rows": 10, "lr": 1e-3, "warmup": 0, "save_seconds": 0.0, "preview_rows": 0}
-BUDGET |= {"precision": "fp32"}
+BUDGET |= {"optimizer": "adam", "precision": "fp32"}
 STOPPED = "ebm-igebm"  # it has most of what a state can hold
 # What counts as rounding in a curve: 1e-4 of a gradient's norm was seen, without AVX. Absolute as well: a loss that is
 # a difference of energies may be near zero, and its rounding is relative to the energies, which are of order one.
