@@ -20,8 +20,8 @@ from pofx.sample.rows import rows
 from stages import fid, reference, sample
 
 N = 64
-WORDS = [f"sample.n={N}", "sample.vae.batch=64", "rows.vae={mixture: {prior: mixture}}", "fid.kid_subsets=2",
-         "fid.kid_subset_size=32", "likelihood.images=4", "likelihood.importance=2"]  # fmt: skip
+WORDS = [f"sample.n={N}", "sample.seeds=1", "sample.vae.batch=64", "rows.vae={mixture: {prior: mixture}}",
+         "fid.kid_subsets=2", "fid.kid_subset_size=32", "likelihood.images=4", "likelihood.importance=2"]  # fmt: skip
 
 
 def of(name: str, more: Any) -> dict[str, Any]:
