@@ -26,7 +26,7 @@ TINY = [
     "vqprior.width=8", "vqprior.layers=1",
     "ebm.net.channels=8", "ebm.net.patch=4", "ebm.contrast.buffer=64", "ebm.chain=2",
     *(f"{f}.net.{key}={value}" for f in ("ncsn", "ddpm", "edm") for key, value in NET.items()), "ncsn.n_sigmas=4",
-    f"models=[{','.join(FAMILIES)}]", "sweep.models=[ncsn,ddpm,edm]", "sample.seeds=1",
+    f"models=[{','.join(FAMILIES)}]", "sweep.models=[ncsn,ddpm,edm]",
     "sample.ebm.chain=2", "sample.ddpm.steps=3", "sample.edm.steps=3",
     "likelihood.images=4", "likelihood.importance=2", "likelihood.terms=3", "likelihood.ode_steps=2",
     "sweep.n=16", "sweep.samplers=[ddim]", "sweep.steps=[2]",
