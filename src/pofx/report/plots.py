@@ -121,7 +121,7 @@ def bars(table: pd.DataFrame, keys: Sequence[str], tints: dict[str, str]) -> Fig
     """
     rows = table.drop(index="floor").sort_values(keys[0], ascending=False)
     figure = Figure(figsize=(9, 0.9 + 0.42 * len(rows)), layout="constrained", dpi=130)
-    panels = ((keys[0], f"{keys[0]}_spread", "Frechet distance"), (keys[1], keys[2], "KID, mean and spread"))
+    panels = ((keys[0], f"{keys[0]}_spread", "Frechet distance"), (keys[1], keys[2], "KID"))
     for ax, (key, spread, title) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
         floor, values = table.at["floor", key], rows[key]
         _dress(ax, f"{title}, smaller is better; dashed: floor {short(floor)}")
