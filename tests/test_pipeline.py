@@ -138,7 +138,7 @@ def test_outputs(clone: Clone):
         card = json.loads((clone.folder / f"models/{family}/model.json").read_text())
         assert card["family"] == family and card["provenance"]["code"], "see the head of dvc.yaml"
     summary = json.loads((clone.folder / "metrics/summary.json").read_text())
-    assert set(summary["fd_effnet"]) == {"vae-mixture", "ebm-fresh", *FAMILIES}, "every row"
+    assert set(summary["fd_effnet"]) == {"vae-mixture", "ebm-fresh", "edm-stochastic", *FAMILIES}, "every row"
     scored = [json.loads((clone.folder / f"metrics/fid/{f}.json").read_text())["fd_effnet"] for f in FAMILIES]
     assert {"vae-mixture", "ebm-fresh", *FAMILIES} <= {row for rows in scored for row in rows}
     assert all(np.isfinite(v) for rows in scored for v in rows.values())
